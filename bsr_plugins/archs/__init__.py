@@ -1,0 +1,8 @@
+"""Networks. `*_arch.py` modules register theirs in BasicSR's `ARCH_REGISTRY`; the others are shared parts."""
+
+from bsr_plugins.archs.aacl_arch import AACLNet
+from bsr_plugins.archs.contrastive_encoder_arch import ContrastiveEncoder
+from bsr_plugins.archs.moco_arch import MoCo
+from bsr_plugins.archs.representation_net import RepresentationNet
+
+__all__ = ["AACLNet", "ContrastiveEncoder", "MoCo", "RepresentationNet"]

@@ -1,0 +1,84 @@
+"""Degradation representation fusion: layer, block and group that bring a representation into feature maps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NEGATIVE_SLOPE = 0.1
+
+
+class DRF(nn.Module):
+    """Fuse a representation into feature maps: one scale per channel, `x + x·s`.
+
+    `s` is a bias-free linear map of the representation followed by LeakyReLU(0.1), as in AACL's released
+    fusion module; the paper itself is at hand as an abstract only, which names the block and gives no
+    formula.
+
+    Args:
+        representation_dim: Size of the representation.
+        num_feat: Channels of the feature maps.
+    """
+
+    def __init__(self, representation_dim: int, num_feat: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(representation_dim, num_feat, bias=False)
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Scale feature maps (B, num_feat, H, W) by representations (B, representation_dim)."""
+        scale = F.leaky_relu(self.linear(representation), _NEGATIVE_SLOPE)[:, :, None, None]
+        # One pass over x; x * (1 + scale) would round small scales away in bfloat16.
+        return torch.addcmul(x, x, scale)
+
+
+class DRFB(nn.Module):
+    """Degradation representation fusion block: two fusions, two convolutions, a residual.
+
+    The order is that of AACL's released module: DRF, LeakyReLU, 3×3 convolution, LeakyReLU, and the same
+    again without the last activation, plus the input. The slope 0.1 of these activations is ours, taken from
+    the fusion layer.
+
+    Args:
+        representation_dim: Size of the representation.
+        num_feat: Channels of the feature maps.
+    """
+
+    def __init__(self, representation_dim: int, num_feat: int) -> None:
+        super().__init__()
+        self.fuse1 = DRF(representation_dim, num_feat)
+        self.conv1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.fuse2 = DRF(representation_dim, num_feat)
+        self.conv2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Map feature maps (B, num_feat, H, W) and representations (B, representation_dim) to such maps."""
+        out = self.act(self.conv1(self.act(self.fuse1(x, representation))))
+        residual: Tensor = self.conv2(self.act(self.fuse2(out, representation)))
+        return x + residual
+
+
+class DRFG(nn.Module):
+    """Degradation representation fusion group: DRFBs in a row, a 3×3 convolution, a residual.
+
+    AACL's abstract gives its name, its use (reconstruction) and "6x6"; the content is our design.
+
+    Args:
+        representation_dim: Size of the representation.
+        num_feat: Channels of the feature maps.
+        num_block: Number of DRFBs.
+    """
+
+    def __init__(self, representation_dim: int, num_feat: int, num_block: int = 6) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DRFB(representation_dim, num_feat) for _ in range(num_block))
+        self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Map feature maps (B, num_feat, H, W) and representations (B, representation_dim) to such maps."""
+        out = x
+        for block in self.blocks:
+            out = block(out, representation)
+        residual: Tensor = self.conv(out)
+        return x + residual

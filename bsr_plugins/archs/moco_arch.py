@@ -1,0 +1,223 @@
+"""Momentum contrast: the key side and the queue that a contrastive encoder is trained against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from mmengine.dist import all_gather
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options import build_from_block, integer, number
+from bsr_plugins.registration import register
+from bsr_plugins.seeding import generator_at
+
+_NEGATIVE_SLOPE = 0.1
+_QUEUE_SEED = 0
+
+
+@register(ARCH_REGISTRY)
+class MoCo(nn.Module):
+    """What contrastive training needs besides the encoder (MoCo, He et al., CVPR 2020; settings of DASR).
+
+    A network for training only, the option file's `network_moco`: the projection head of the queries, a key
+    encoder and key projection that follow the trained ones with momentum, and a queue of past keys. All of it
+    is in the state dict, so a resumed run meets the queue it left; DASR's released code loses queue and key
+    encoder, does not gather keys over GPUs and lets the key encoder stand still under data parallelism.
+
+    The order of a step, which keeps the queue unchanged for as long as autograd needs it:
+
+    1. `query, keys = moco(representation, key_lq)`
+    2. the loss with `moco.queue` as the negatives, and `queue_accuracy`
+    3. backward and the optimiser's step
+    4. `update_key_encoder(encoder)`
+    5. `enqueue(keys)`
+
+    With accumulated gradients 4 comes once for each step of the optimiser, 5 after each backward.
+
+    Args:
+        encoder: Block that builds the key encoder, the same as the trained one; `{type: ContrastiveEncoder}`
+            if left out. It may name any registered arch with an attribute `representation_dim`.
+        dim: Size of the representation and of the keys.
+        queue_size: Number of keys in the queue; no multiple of anything.
+        momentum: Share of its old value that a key parameter keeps at each update, in [0, 1].
+
+    Attributes:
+        projection_q: The trained head: linear, LeakyReLU(0.1), linear, as in DASR.
+        key_encoder: Follows the trained encoder; takes no gradient.
+        projection_k: Follows `projection_q`; takes no gradient.
+        queue: Unit vectors (dim, queue_size). It starts with random ones, as in MoCo, the same in every run.
+        queue_ptr: Where the next key goes.
+        queue_filled: How many entries are keys and no longer random vectors.
+
+    Raises:
+        OptionError: An argument is out of its range, or the encoder's block is unusable or does not give
+            `dim` numbers.
+    """
+
+    queue: Tensor
+    queue_ptr: Tensor
+    queue_filled: Tensor
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | None = None,
+        dim: int = 256,
+        queue_size: int = 8192,
+        momentum: float = 0.999,
+    ) -> None:
+        super().__init__()
+        integer(dim, "network_moco.dim", 1)
+        integer(queue_size, "network_moco.queue_size", 1)
+        self.momentum = number(momentum, "network_moco.momentum", 0.0, 1.0)
+        self.key_encoder = _build_encoder({"type": "ContrastiveEncoder"} if encoder is None else encoder, dim)
+        self.projection_q = nn.Sequential(
+            nn.Linear(dim, dim), nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True), nn.Linear(dim, dim)
+        )
+        self.projection_k = copy.deepcopy(self.projection_q)
+        self.key_encoder.requires_grad_(False)
+        self.projection_k.requires_grad_(False)
+
+        start = torch.randn(dim, queue_size, generator=generator_at(_QUEUE_SEED, "moco queue"))
+        self.register_buffer("queue", F.normalize(start, dim=0))
+        self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, representation: Tensor, key_lq: Tensor) -> tuple[Tensor, Tensor]:
+        """Project the queries and encode the keys.
+
+        Args:
+            representation: Representations (B, dim) from the trained encoder.
+            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M
+                (B, M, C, h, w).
+
+        Returns:
+            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32
+            at least.
+        """
+        query = _to_unit(self.projection_q(representation))
+        with torch.no_grad():
+            keys = _to_unit(self.projection_k(self.key_encoder(key_lq.flatten(0, -4))))
+        return query, keys.reshape(*key_lq.shape[:-3], -1)
+
+    @torch.no_grad()
+    def start_from(self, encoder: nn.Module) -> None:
+        """Copy the trained encoder and projection into the key side, parameters and buffers; for a fresh run.
+
+        Raises:
+            BSRError: The key encoder is not built like `encoder`.
+        """
+        for key_net, net in self._pairs(encoder):
+            key_net.load_state_dict(net.state_dict())
+
+    @torch.no_grad()
+    def update_key_encoder(self, encoder: nn.Module) -> None:
+        """Move each key parameter to `momentum`·key + (1 − `momentum`)·trained.
+
+        Batch normalisation's running statistics are no parameters and are left alone: the key encoder has its
+        own, from its own forward passes in training mode.
+
+        Raises:
+            BSRError: The key encoder is not built like `encoder`.
+        """
+        for key_net, net in self._pairs(encoder):
+            for key, trained in zip(key_net.parameters(), net.parameters(), strict=True):
+                key.lerp_(trained, 1.0 - self.momentum)
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Put the keys of all ranks into the queue, in the place of the oldest.
+
+        All ranks get the same queue: the keys of rank 0 come first. The queue goes round at its end, wherever
+        that falls in the batch.
+
+        Args:
+            keys: Keys (B, dim) or (B, M, dim), as many on each rank.
+
+        Raises:
+            BSRError: There are more keys than places.
+        """
+        gathered = torch.cat(all_gather(keys.detach().flatten(0, -2).contiguous()))
+        count, size = len(gathered), self.queue.shape[1]
+        if count > size:
+            raise BSRError(
+                f"network_moco.queue_size: {size}, expected at least {count}, the number of keys in one step"
+            )
+        places = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
+        self.queue.index_copy_(1, places, gathered.T.to(self.queue))
+        self.queue_ptr.add_(count).remainder_(size)
+        self.queue_filled.add_(count).clamp_(max=size)
+
+    @torch.no_grad()
+    def queue_accuracy(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Measure how often a positive is nearer to its query than every key in the queue.
+
+        The random vectors of the start do not count: they are nearly orthogonal to anything, and beating them
+        is trivial. Chance is 1 / (1 + `queue_filled`).
+
+        Args:
+            query: Queries (B, dim).
+            keys: Their positives (B, dim) or (B, M, dim), not yet in the queue.
+
+        Returns:
+            Fraction of the (query, positive) pairs, 0-dim, in [0, 1]; 0 while the queue has no keys.
+        """
+        dtype = self.queue.dtype
+        with torch.autocast(query.device.type, enabled=False):
+            query = query.to(dtype)
+            positive = torch.einsum("bd,bmd->bm", query, _with_views(keys).to(dtype))
+            negative = query @ self.queue
+        unfilled = torch.arange(self.queue.shape[1], device=query.device) >= self.queue_filled
+        hardest = negative.masked_fill(unfilled, float("-inf")).amax(dim=1, keepdim=True)
+        accuracy = (positive > hardest).to(dtype).mean()
+        return torch.where(self.queue_filled > 0, accuracy, torch.zeros_like(accuracy))
+
+    def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Pair each key network with its trained one, and check that they are alike."""
+        if _layout(self.key_encoder) != _layout(encoder):
+            raise BSRError(
+                f"network_moco.encoder: builds another network than the encoder that is trained, "
+                f"expected the same ({type(encoder).__name__}, {_count(encoder):,} parameters, "
+                f"against {type(self.key_encoder).__name__}, {_count(self.key_encoder):,})"
+            )
+        return [(self.key_encoder, encoder), (self.projection_k, self.projection_q)]
+
+
+def _build_encoder(block: Mapping[str, Any], dim: int) -> nn.Module:
+    """Build the key encoder and check that it gives `dim` numbers."""
+    encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "network_moco.encoder")
+    if not hasattr(encoder, "representation_dim"):
+        raise OptionError(
+            f"network_moco.encoder.type: {block['type']!r} is no encoder, "
+            f"expected an arch with the attribute representation_dim"
+        )
+    if encoder.representation_dim != dim:
+        raise OptionError(
+            f"network_moco.dim: {dim}, expected {encoder.representation_dim}, as network_moco.encoder gives"
+        )
+    return encoder
+
+
+def _to_unit(vectors: Tensor) -> Tensor:
+    """Scale the last dimension to length 1, in float32 at least."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def _with_views(keys: Tensor) -> Tensor:
+    """Give keys (B, dim) or (B, M, dim) as (B, M, dim)."""
+    return keys.unsqueeze(1) if keys.dim() == 2 else keys
+
+
+def _layout(net: nn.Module) -> list[tuple[str, torch.Size]]:
+    """List names and shapes of the tensors of a network."""
+    return [(name, value.shape) for name, value in net.state_dict().items()]
+
+
+def _count(net: nn.Module) -> int:
+    """Count the parameters of a network."""
+    return sum(parameter.numel() for parameter in net.parameters())

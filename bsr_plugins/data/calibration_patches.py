@@ -1,0 +1,51 @@
+"""Sample patches of the training images, on which degradations are measured before training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.data.dataset_options import PatchOptions, read_options
+from bsr_plugins.data.image_files import ImageFile
+from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.patches import random_crop, to_tensor
+from bsr_plugins.errors import OptionError
+from bsr_plugins.seeding import generator_at
+
+
+def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
+    """Sample the patches that a training dataset's degradation is calibrated on.
+
+    Args:
+        dataset_opt: The option block of a `PairedDegradationDataset` in phase train; it is left as it is.
+
+    Returns:
+        (calibration_images, 3, gt_size, gt_size) RGB in [0, 1]; the same for the same options and files.
+
+    Raises:
+        OptionError: The block cannot be used, or is for another phase.
+        BadImageError: An image cannot be read or is smaller than `gt_size`.
+    """
+    options = read_options(dataset_opt)
+    if not isinstance(options, PatchOptions):
+        raise OptionError(f"{options.where('phase')}: {options.phase!r}, expected 'train' to calibrate a degradation")
+    return draw_calibration_patches(options.find_images(), options.gt_size, options.calibration_images, options.seed)
+
+
+def draw_calibration_patches(images: Sequence[ImageFile], size: int, count: int, seed: int) -> Tensor:
+    """Cut `count` squares, each out of one of evenly spread images at a place that the seed decides.
+
+    Where there are fewer images than patches, images take turns with different places.
+
+    Returns:
+        (count, 3, size, size) RGB in [0, 1].
+    """
+    patches = []
+    for number in range(count):
+        image = images[number * len(images) // count]
+        generator = generator_at(seed, "calibration", number)
+        patches.append(to_tensor(random_crop(read_image(image), size, generator)))
+    return torch.stack(patches)

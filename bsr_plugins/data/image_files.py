@@ -1,0 +1,148 @@
+"""Find the images of folders and LMDBs, with their sizes, reading no pixel."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from bsr_plugins.data.decode import decode
+from bsr_plugins.data.demo import DEMO, demo_photographs
+from bsr_plugins.errors import BadImageError, OptionError
+
+BACKENDS = ("disk", "lmdb")
+ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_LMDB_ENDING = ".lmdb"
+_LMDB_FILES = ("data.mdb", "meta_info.txt")
+_META_LINE = re.compile(r"(?P<key>.+)\.\w+ \((?P<height>\d+), ?(?P<width>\d+), ?\d+\) \d+")
+
+
+class ImageFile(NamedTuple):
+    """Where an image is.
+
+    Attributes:
+        path: What users know it by: the file, or the LMDB folder and the key.
+        name: Its place below its root, `/` between folders, without the ending; the same on disk and in LMDB.
+        key: What its storage knows it by: the file's path, or the LMDB key.
+        lmdb: The LMDB folder, or an empty string for a file on disk.
+        height: Rows, as stored (an EXIF orientation may swap the two).
+        width: Columns, as stored.
+    """
+
+    path: str
+    name: str
+    key: str
+    lmdb: str
+    height: int
+    width: int
+
+
+def find_images(roots: Sequence[str], backend: str, phase: str, where: str) -> list[ImageFile]:
+    """List the images of all roots: the roots in their order, the images of each sorted by name.
+
+    On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
+    with a dot is ignored. The root `demo` stands for scikit-image's photographs (a folder of that name is
+    `./demo`). An LMDB is what BasicSR's own tool makes; its keys and sizes come from `meta_info.txt`.
+
+    Args:
+        roots: Folders, or `demo`; with the backend `lmdb`, folders that end in `.lmdb`.
+        backend: `disk` or `lmdb`.
+        phase: Chooses the split of the demo photographs.
+        where: The option that names the roots, for messages.
+
+    Raises:
+        OptionError: A root is missing, is of the wrong kind, or holds no image.
+        BadImageError: A file's header cannot be read.
+    """
+    images: list[ImageFile] = []
+    for root in roots:
+        found = _in_lmdb(root, where) if backend == "lmdb" else _on_disk(root, phase, where)
+        if not found:
+            raise OptionError(f"{where}: '{root}' holds no image, expected files ending in {', '.join(ENDINGS)}")
+        images += found
+    return images
+
+
+def _on_disk(root: str, phase: str, where: str) -> list[ImageFile]:
+    if root == DEMO:
+        files = demo_photographs(phase, where)
+        folder = files[0].parent
+    else:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise OptionError(f"{where}: '{root}' is missing or no folder, expected a folder of images or '{DEMO}'")
+        if folder.suffix == _LMDB_ENDING:
+            raise OptionError(f"{where}: '{root}' is an LMDB, which needs io_backend: {{type: lmdb}}")
+        files = sorted(_files_below(folder), key=lambda file: file.relative_to(folder).as_posix())
+    with ThreadPoolExecutor() as pool:
+        sizes = list(pool.map(_size_from_header, files))
+    return [
+        ImageFile(str(file), file.relative_to(folder).with_suffix("").as_posix(), str(file), "", height, width)
+        for file, (height, width) in zip(files, sizes, strict=True)
+    ]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files_below(entry)
+        elif entry.suffix.lower() in ENDINGS:
+            yield entry
+
+
+def _size_from_header(file: Path) -> tuple[int, int]:
+    try:
+        with Image.open(file) as image:
+            return image.height, image.width
+    except (OSError, Image.DecompressionBombError):
+        # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise BadImageError(f"{file}: cannot be read ({error.strerror})") from error
+        height, width, _ = decode(data, str(file)).shape
+        return height, width
+
+
+def _in_lmdb(root: str, where: str) -> list[ImageFile]:
+    folder = Path(root).expanduser()
+    if folder.suffix != _LMDB_ENDING or not folder.is_dir():
+        raise OptionError(f"{where}: '{root}' is missing or no LMDB, expected a folder ending in {_LMDB_ENDING}")
+    for file in _LMDB_FILES:
+        if not (folder / file).is_file():
+            raise OptionError(f"{where}: '{root}' lacks {file}, expected an LMDB made by BasicSR's tool")
+    lines = (folder / "meta_info.txt").read_text(encoding="utf-8").splitlines()
+    images = []
+    for line in lines:
+        match = _META_LINE.fullmatch(line)
+        if match is None:
+            raise OptionError(f"{where}: '{folder / 'meta_info.txt'}' says {line!r}, expected 'KEY.png (H,W,C) LEVEL'")
+        key = match["key"]
+        images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(match["height"]), int(match["width"])))
+    return sorted(images, key=lambda image: image.key)
+
+
+def distinct_names(images: Iterable[ImageFile]) -> list[str]:
+    """Give every image a file name of its own: folders joined with `_`, repeated names numbered `-2`, `-3` …
+
+    Two names that differ in case alone count as the same, because some file systems say so.
+    """
+    taken: set[str] = set()
+    names = []
+    for image in images:
+        flat = image.name.replace(os.sep, "_").replace("/", "_")
+        name, count = flat, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{flat}-{count}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names

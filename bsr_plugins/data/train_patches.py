@@ -1,0 +1,57 @@
+"""Items of a training dataset: random patches, degraded in the worker or left to the training device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.data.calibration_patches import draw_calibration_patches
+from bsr_plugins.data.dataset_options import PatchOptions
+from bsr_plugins.data.decode import Pixels
+from bsr_plugins.data.image_files import distinct_names
+from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.patches import random_crop, random_flip, to_tensor
+from bsr_plugins.seeding import generator_at
+
+
+class TrainPatches:
+    """Random patches of training images; see `PairedDegradationDataset`."""
+
+    def __init__(self, options: PatchOptions) -> None:
+        self._options = options
+        self._degradation = options.build_degradation() if options.degrade_on == "worker" else None
+        self._images = options.find_images()
+        self._names = distinct_names(self._images)
+        if self._degradation is not None and self._degradation.needs_calibration:
+            count = options.calibration_images
+            self._degradation.calibrate(draw_calibration_patches(self._images, options.gt_size, count, options.seed))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
+        """Make the item of an image; epoch and position decide its random draws.
+
+        Raises:
+            BadImageError: The image cannot be read.
+        """
+        image = self._images[index]
+        pixels = read_image(image)
+        generator = generator_at(self._options.seed, "patches", epoch, position)
+        views = torch.stack([self._view(pixels, generator) for _ in range(self._options.num_views or 1)])
+        if self._degradation is None:
+            return {"gt": views, "gt_path": image.path}
+        params = self._degradation.sample(1, generator_at(self._options.seed, "degradation", epoch, position))
+        with torch.no_grad():
+            lq = self._degradation(views[None], params)
+        return {
+            "lq": lq[0, 0].contiguous(),
+            "gt": views[0],
+            "lq_path": f"{self._names[index]}.png",
+            "gt_path": image.path,
+        }
+
+    def _view(self, pixels: Pixels, generator: torch.Generator) -> Tensor:
+        options = self._options
+        patch = random_crop(pixels, options.gt_size, generator)
+        return to_tensor(random_flip(patch, options.use_hflip, options.use_rot, generator))

@@ -1,0 +1,83 @@
+"""Items of a validation or test dataset: whole images, each under every setting of a protocol."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.data.dataset_options import WholeImageOptions
+from bsr_plugins.data.image_files import distinct_names
+from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.patches import to_tensor
+from bsr_plugins.degradations import Degradation
+from bsr_plugins.degradations.protocols import (
+    Setting,
+    protocol_degradation,
+    protocol_settings,
+    with_noise_seed,
+)
+from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.seeding import derive_seed, generator_at
+
+
+class WholeImages:
+    """Whole images, degraded the same way every time; see `PairedDegradationDataset`."""
+
+    def __init__(self, options: WholeImageOptions) -> None:
+        self._options = options
+        self._settings: list[Setting | None] = [None]
+        self._degradation: Degradation
+        if options.protocol is None:
+            self._degradation = options.build_degradation()
+        else:
+            self._settings = [*_chosen_settings(options, options.protocol)]
+            self._degradation = protocol_degradation(options.protocol, options.scale)
+        if self._degradation.needs_calibration:
+            raise OptionError(
+                f"{options.where('degradation')}: a sampler needs calibration on training images, "
+                f"expected one that needs none in phase {options.phase}"
+            )
+        self._images = options.find_images()
+        self._names = distinct_names(self._images)
+
+    def __len__(self) -> int:
+        return len(self._images) * len(self._settings)
+
+    def item(self, index: int) -> dict[str, Tensor | str]:
+        """Make an item; all settings of an image come one after another.
+
+        Raises:
+            BadImageError: The image cannot be read.
+        """
+        number, setting = index // len(self._settings), self._settings[index % len(self._settings)]
+        image = self._images[number]
+        gt = to_tensor(read_image(image))
+        scale = self._options.scale
+        _, height, width = gt.shape
+        gt = gt[:, : height - height % scale, : width - width % scale].contiguous()
+        with torch.no_grad():
+            lq = self._degradation(gt[None, None], self._params(image.name, setting))
+        suffix = "" if setting is None else f"_{setting.name}"
+        return {
+            "lq": lq[0, 0].contiguous(),
+            "gt": gt,
+            "lq_path": f"{self._names[number]}{suffix}.png",
+            "gt_path": image.path,
+        }
+
+    def _params(self, name: str, setting: Setting | None) -> dict[str, Tensor]:
+        seed = self._options.seed
+        if setting is None:
+            return self._degradation.sample(1, generator_at(seed, "whole image", name))
+        return with_noise_seed(setting.params, derive_seed(seed, "whole image", name, setting.name))
+
+
+def _chosen_settings(options: WholeImageOptions, protocol: str) -> list[Setting]:
+    settings = protocol_settings(protocol, options.scale)
+    if options.settings is None:
+        return settings
+    names = [setting.name for setting in settings]
+    for name in options.settings:
+        if name not in names:
+            raise unknown_name(options.where("settings"), name, names)
+    return [setting for setting in settings if setting.name in options.settings]

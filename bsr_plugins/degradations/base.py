@@ -1,0 +1,47 @@
+"""What every degradation offers, whoever runs it: a dataset worker, the training device, validation, a script."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Drawn parameters: CPU tensors whose first dimension is the batch; they fix the result, can be logged and replayed."""
+
+
+class Degradation(ABC):
+    """Turns HR images into LR ones. Drawing the parameters and applying them are two steps."""
+
+    scale: int
+
+    @property
+    @abstractmethod
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` or `load_calibration` must be called before `sample`."""
+
+    @abstractmethod
+    def sample(self, batch_size: int, generator: torch.Generator) -> Params:
+        """Draw the parameters of `batch_size` degradations from a CPU generator."""
+
+    @abstractmethod
+    def __call__(self, gt: Tensor, params: Params) -> Tensor:
+        """Degrade images, shape (B, …, C, H, W) in [0, 1], to (B, …, C, H/s, W/s)."""
+
+    @abstractmethod
+    def clean(self, gt: Tensor) -> Tensor:
+        """Only downsample images: the LR from which degraded distances are measured."""
+
+    @abstractmethod
+    def calibrate(self, images: Tensor) -> None:
+        """Measure on HR images, shape (N, 3, P, P) in [0, 1], what adaptive samplers have to know."""
+
+    @abstractmethod
+    def calibration(self) -> dict[str, Any]:
+        """Return what `calibrate` found, as plain numbers, lists and dicts."""
+
+    @abstractmethod
+    def load_calibration(self, state: dict[str, Any]) -> None:
+        """Take what `calibration` returned, instead of measuring."""

@@ -1,0 +1,156 @@
+"""Blur with reflected borders, and blur with bicubic downsampling as one linear map.
+
+Both ways below are exact, borders included (float rounding aside), and far cheaper than a convolution with the kernel
+followed by a gather; `tools/bench_degradations.py` measures them against that.
+
+* A separable kernel g gᵀ and the bicubic are both separable, so together they are `A_y X A_xᵀ` with one banded matrix
+  per axis: `A = W · R(g)`, W the bicubic, R(g) the blur with reflected borders.
+* Any other kernel is applied in the frequency domain on the reflect-padded image; the bicubic follows as `W Y Wᵀ`.
+
+Kernels are applied as `conv2d` and OpenCV's `filter2D` apply them (correlation); the field's kernels are symmetric
+about their centre, where this is the convolution of Eq. 1.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import scipy.fft
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsr_plugins.degradations.banded import BandedMatrix, row_blocks
+from bsr_plugins.degradations.resize import bicubic_matrix, bicubic_resize
+from bsr_plugins.errors import BSRError
+
+_PIXELS_IN_CACHE = (
+    1 << 18
+)  # on a CPU, spectra of more pixels than this at once fall out of the cache (2 to 3 times slower)
+
+
+def blur(x: Tensor, kernels: Tensor) -> Tensor:
+    """Blur images with reflected borders (the edge pixel is not doubled).
+
+    Args:
+        x: Images, shape (B, …, H, W), H and W larger than the kernel's radius. Differentiable.
+        kernels: Kernels, shape (B, k, k), k odd; kernel b blurs all of x[b].
+
+    Returns:
+        Tensor: Blurred images, shape of `x`.
+
+    Raises:
+        BSRError: The images are too small for the kernel.
+    """
+    height, width = x.shape[-2:]
+    radius = kernels.shape[-1] // 2
+    _check_room(height, width, radius)
+    size = (_fast_length(height + 2 * radius), _fast_length(width + 2 * radius))
+    padded = F.pad(x.reshape(x.shape[0], -1, height, width), (radius,) * 4, mode="reflect")
+    spectrum = torch.fft.rfft2(padded, s=size) * _kernel_spectra(kernels, size)[:, None]
+    # A circular convolution wraps the kernel's tail round into the first 2·radius rows and columns only.
+    inside = slice(2 * radius, 2 * radius + height), slice(2 * radius, 2 * radius + width)
+    blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
+    return blurred[(..., *inside)].reshape(x.shape)
+
+
+def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") -> Tensor:
+    """Blur with any kernels, then downsample by MATLAB's bicubic: `(x ⊗ k) ↓s` of Eq. 1.
+
+    Args:
+        x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
+        kernels: Kernels, shape (B, k, k).
+        scale: Downsampling factor s.
+        border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
+
+    Returns:
+        Tensor: Images, shape (B, …, H/s, W/s).
+    """
+    height, width = x.shape[-2:]
+    size = (height // scale, width // scale)
+    images = x.reshape(x.shape[0], -1, height, width)
+    planes = images.shape[1] if x.is_cuda else max(1, _PIXELS_IN_CACHE // (height * width))
+    pieces = [
+        torch.cat([bicubic_resize(blur(part, kernel), size, border) for part in image.split(planes, dim=1)], dim=1)
+        for image, kernel in _samples(images, kernels)
+    ]
+    return torch.cat(pieces).reshape(*x.shape[:-2], *size)
+
+
+def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str = "clamp") -> Tensor:
+    """Blur with separable kernels, then downsample: equals `blur_bicubic` with the outer products of the profiles.
+
+    Args:
+        x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
+        profiles: 1-D kernels, shape (B, k).
+        scale: Downsampling factor s.
+        border: Border of the bicubic, `clamp` or `mirror`.
+
+    Returns:
+        Tensor: Images, shape (B, …, H/s, W/s).
+    """
+    height, width = x.shape[-2:]
+    _check_room(height, width, profiles.shape[-1] // 2)
+    images = x.reshape(x.shape[0], -1, height, width)
+    rows = _blurred_bicubic(profiles, height, scale, border)
+    columns = _blurred_bicubic(profiles, width, scale, border)
+    return rows.apply_rows(columns.apply_columns(images)).reshape(*x.shape[:-2], height // scale, width // scale)
+
+
+def _samples(images: Tensor, kernels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Cut a batch into what is worked on at once: all of it on a GPU, one sample on a CPU."""
+    if images.is_cuda:
+        return [(images, kernels)]
+    return list(zip(images.split(1), kernels.split(1), strict=True))
+
+
+def _check_room(height: int, width: int, radius: int) -> None:
+    if min(height, width) <= radius:
+        raise BSRError(
+            f"blur: an image of {height}x{width} pixels is too small for a kernel of {2 * radius + 1} taps, "
+            f"expected sides above {radius}"
+        )
+
+
+@lru_cache(maxsize=256)
+def _fast_length(length: int) -> int:
+    return int(scipy.fft.next_fast_len(length, real=True))
+
+
+def _kernel_spectra(kernels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the half spectra of kernels, transforming only the rows that are not padding."""
+    spectra: Tensor = torch.fft.fft(torch.fft.rfft(kernels.flip(-2, -1), size[1]), size[0], dim=-2)
+    return spectra
+
+
+def _blurred_bicubic(profiles: Tensor, in_size: int, scale: int, border: str) -> BandedMatrix:
+    """Return `W · R(g)` for each profile g: blocks of shape (B, 1, rows, width)."""
+    basis = _tap_basis(in_size, scale, profiles.shape[-1], border, profiles.dtype, profiles.device)
+    blocks = tuple((profiles @ taps.flatten(1)).view(-1, 1, *taps.shape[1:]) for taps in basis.blocks)
+    return BandedMatrix(blocks, basis.starts)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _tap_basis(
+    in_size: int, scale: int, taps: int, border: str, dtype: torch.dtype, device: torch.device
+) -> BandedMatrix:
+    """Return `W · R(e_t)` for each unit impulse e_t: blocks of shape (taps, rows, width)."""
+    bicubic = bicubic_matrix(in_size, in_size // scale, border)
+    shifts = torch.arange(taps) - taps // 2
+    blocks, starts = [], []
+    for rows, columns in row_blocks(bicubic != 0):
+        positions = torch.arange(columns.start, columns.stop)
+        sources = _reflect(positions + shifts[:, None], in_size)
+        first, last = int(sources.min()), int(sources.max())
+        block = torch.zeros(taps, rows.stop - rows.start, last - first + 1, dtype=torch.float64)
+        for tap in range(taps):
+            block[tap].index_add_(1, sources[tap] - first, bicubic[rows, columns])
+        blocks.append(block.to(device, dtype))
+        starts.append(first)
+    return BandedMatrix(tuple(blocks), tuple(starts))
+
+
+def _reflect(indices: Tensor, size: int) -> Tensor:
+    indices = indices.abs()
+    return torch.where(indices < size, indices, 2 * (size - 1) - indices)

@@ -1,0 +1,279 @@
+"""The classical degradation, Eq. 1 of the ReDSR paper, with JPEG as the last stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.degradations.base import Degradation, Params
+from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
+from bsr_plugins.degradations.distance import degraded_distance
+from bsr_plugins.degradations.jpeg import jpeg as jpeg_coding
+from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
+from bsr_plugins.degradations.noise import GREY_LEVELS, gaussian_noise
+from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
+from bsr_plugins.degradations.samplers import AdaptiveSampler
+from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.options import integer
+
+_MAX_SEED = (1 << 63) - 1
+_ANGLES = 4  # an anisotropic kernel's distance is averaged over this many angles
+_MEASURING_SEED = 0
+
+
+def classical_params(
+    lambda1: float | Sequence[float] = 0.0,
+    lambda2: float | Sequence[float] | None = None,
+    theta: float | Sequence[float] = 0.0,
+    noise_level: float | Sequence[float] = 0.0,
+    noise_seed: int | Sequence[int] = 0,
+    jpeg_quality: int | Sequence[int] = 0,
+) -> Params:
+    """Write down the parameters of classical degradations, instead of drawing them.
+
+    Args:
+        lambda1: Widths (standard deviations in HR pixels) along the kernel's first axis, ≥ 0; 0 means no blur.
+        lambda2: Widths along the second axis; left out, the kernels are isotropic.
+        theta: Angles of the first axis, in radians.
+        noise_level: Noise levels on the 0–255 scale, ≥ 0; 0 means none.
+        noise_seed: Seeds of the noise fields in [0, 2^63).
+        jpeg_quality: Qualities in 1–100; 0 means no JPEG.
+
+    Returns:
+        Params: float64 and int64 CPU tensors, shape (B,), B = 1 where all arguments are single numbers.
+    """
+    reals = [lambda1, lambda1 if lambda2 is None else lambda2, theta, noise_level]
+    columns = [torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in reals]
+    columns += [torch.as_tensor(value, dtype=torch.int64).reshape(-1) for value in (noise_seed, jpeg_quality)]
+    names = ("lambda1", "lambda2", "theta", "noise_level", "noise_seed", "jpeg_quality")
+    return dict(zip(names, (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
+
+
+class ClassicalDegradation(Degradation):
+    """`lq = (gt ⊗ k) ↓s + n`, then JPEG, then rounding and clamping to 8 bits (Eq. 1 of the ReDSR paper).
+
+    In this order: blur with reflected borders, MATLAB's bicubic, Gaussian noise on the LR image, JPEG, 8 bits. Each
+    stage is an option block with ranges and, if it likes, a `sampler` of its own:
+
+    * `blur_iso: {sigma: [0.2, 4.0]}`: isotropic Gaussian kernels, σ = 0 meaning no blur;
+    * `blur_aniso: {sigma: [0.2, 4.0], theta: [0, 180]}`: anisotropic ones, λ1 and λ2 (standard deviations) both from
+      `sigma`, θ in degrees;
+    * `noise: {level: [0, 25]}`: on the 0–255 scale, drawn once per pixel and channel;
+    * `jpeg: {quality: [30, 95]}`.
+
+    Args:
+        scale: Downsampling factor s.
+        kernel_size: Taps per axis of the blur kernels, odd.
+        border: Border of the bicubic: `clamp` (the released blind-SR codes) or `mirror` (MATLAB).
+        round_to_8bit: Round and clamp the LR image to 8 bits. Without it, and without JPEG, the result is
+            differentiable in `gt`.
+        blur_iso: Isotropic blur, see above.
+        blur_aniso: Anisotropic blur, see above.
+        noise: Noise, see above.
+        jpeg: JPEG, see above.
+        types: Degradation types to draw from with equal weight, e.g. `[bicubic, iso, aniso+noise]`. Without it there is
+            one type with all the stages that are described.
+        sampler: `uniform`, `ads` or `{type: power, gamma: γ}`, for every stage that names none.
+
+    Raises:
+        OptionError: A value is out of range, or a name or key unknown.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        kernel_size: int = 21,
+        border: str = "clamp",
+        round_to_8bit: bool = True,
+        blur_iso: Mapping[str, Any] | None = None,
+        blur_aniso: Mapping[str, Any] | None = None,
+        noise: Mapping[str, Any] | None = None,
+        jpeg: Mapping[str, Any] | None = None,
+        types: Sequence[str] | None = None,
+        sampler: Block = "uniform",
+    ) -> None:
+        self.scale = integer(scale, "degradation.scale", 1)
+        self.kernel_size = integer(kernel_size, "degradation.kernel_size", 1)
+        if kernel_size % 2 == 0:
+            raise OptionError(f"degradation.kernel_size: {kernel_size!r}, expected an odd number")
+        if border not in BORDERS:
+            raise unknown_name("degradation.border", border, BORDERS)
+        self.border = border
+        self.round_to_8bit = round_to_8bit
+        blocks = dict(zip(STAGES, (blur_iso, blur_aniso, noise, jpeg), strict=True))
+        stages = {name: build_stage(name, block, self.kernel_size, sampler) for name, block in blocks.items()}
+        self.types = parse_types(types, stages)
+        used = frozenset[str]().union(*self.types)
+        self.stages = {name: stage for name, stage in stages.items() if stage is not None and name in used}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether some stage's sampler has still to be calibrated."""
+        return any(stage.sampler.needs_calibration for stage in self.stages.values())
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Params:
+        """Draw the parameters of `batch_size` degradations.
+
+        Returns:
+            Params: As `classical_params` makes them, and `type`, the index into `types`, int64, shape (B,).
+        """
+        kind = torch.randint(len(self.types), (batch_size,), generator=generator)
+        drawn = {name: stage.sampler.draw(stage.ranges, batch_size, generator) for name, stage in self.stages.items()}
+        seeds = torch.randint(_MAX_SEED, (batch_size,), generator=generator)
+        params = classical_params(lambda1=[0.0] * batch_size)
+        params["noise_seed"] = seeds
+        for name, values in drawn.items():
+            chosen = torch.tensor([name in stages for stages in self.types])[kind]
+            for key, column in self._columns(name, values).items():
+                params[key] = torch.where(chosen, column, params[key])
+        return {"type": kind, **params}
+
+    @staticmethod
+    def _columns(name: str, values: Tensor) -> Params:
+        """Sort a stage's drawn values, shape (B, parameters), under the names of `classical_params`."""
+        if name == "iso":
+            return {"lambda1": values[:, 0], "lambda2": values[:, 0]}
+        if name == "aniso":
+            return {"lambda1": values[:, 0], "lambda2": values[:, 1], "theta": values[:, 2]}
+        if name == "noise":
+            return {"noise_level": values[:, 0]}
+        return {"jpeg_quality": values[:, 0].round().long()}
+
+    def __call__(self, gt: Tensor, params: Params) -> Tensor:
+        """Degrade images.
+
+        Args:
+            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
+                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
+            params: Parameters as `sample` or `classical_params` give them, for B samples, on the CPU.
+
+        Returns:
+            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`.
+
+        Raises:
+            BSRError: Shapes do not fit, or a parameter is out of range.
+        """
+        self._check(gt, params)
+        x = gt if gt.dtype == torch.float64 else gt.float()
+        return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
+
+    def _corrupt(self, lq: Tensor, params: Params) -> Tensor:
+        """Add what comes after downsampling: noise, JPEG, 8 bits."""
+        lq = gaussian_noise(lq, params["noise_level"], params["noise_seed"])
+        coded = params["jpeg_quality"] > 0
+        if bool(coded.any()):
+            chosen = coded.nonzero().flatten().to(lq.device)
+            lq = lq.index_copy(0, chosen, jpeg_coding(lq[chosen], params["jpeg_quality"][coded]))
+        if self.round_to_8bit:
+            lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
+        return lq
+
+    def clean(self, gt: Tensor) -> Tensor:
+        """Return the clean LR images: bicubic downsampling alone (and 8 bits, if asked for)."""
+        return self(gt, classical_params(lambda1=[0.0] * gt.shape[0]))
+
+    def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
+        lambda1, lambda2 = params["lambda1"], params["lambda2"]
+        sharp = lambda1 == 0
+        isotropic = (lambda1 == lambda2) & ~sharp
+        size = (x.shape[-2] // self.scale, x.shape[-1] // self.scale)
+        lq = x.new_empty(*x.shape[:-2], *size)
+        if bool(sharp.any()):
+            chosen = sharp.nonzero().flatten().to(x.device)
+            lq = lq.index_copy(0, chosen, bicubic_resize(x[chosen], size, self.border))
+        if bool(isotropic.any()):
+            chosen = isotropic.nonzero().flatten().to(x.device)
+            profiles = gaussian_profiles(lambda1[isotropic], self.kernel_size).to(x)
+            lq = lq.index_copy(0, chosen, separable_blur_bicubic(x[chosen], profiles, self.scale, self.border))
+        oblique = ~sharp & ~isotropic
+        if bool(oblique.any()):
+            chosen = oblique.nonzero().flatten().to(x.device)
+            shape = (lambda1[oblique], lambda2[oblique], params["theta"][oblique])
+            kernels = gaussian_kernels(*shape, self.kernel_size).to(x)
+            lq = lq.index_copy(0, chosen, blur_bicubic(x[chosen], kernels, self.scale, self.border))
+        return lq
+
+    def _check(self, gt: Tensor, params: Params) -> None:
+        height, width = gt.shape[-2:]
+        if gt.dim() < 4 or gt.shape[-3] != 3:
+            raise BSRError(f"degradation: images of shape {tuple(gt.shape)}, expected (B, …, 3, H, W)")
+        if height % self.scale or width % self.scale:
+            raise BSRError(
+                f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
+            )
+        for name in classical_params():
+            if name not in params or len(params[name]) != gt.shape[0]:
+                raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
+        lambda1, lambda2, quality = params["lambda1"], params["lambda2"], params["jpeg_quality"]
+        if bool(((lambda1 < 0) | (lambda2 < 0) | ((lambda1 == 0) != (lambda2 == 0))).any()):
+            raise BSRError("degradation: expected widths λ1 and λ2 above 0, or both 0 for no blur")
+        if bool((params["noise_level"] < 0).any()):
+            raise BSRError("degradation: expected noise levels of at least 0")
+        if bool(((quality < 0) | (quality > 100)).any()):
+            raise BSRError("degradation: expected JPEG qualities in 1–100, or 0 for none")
+
+    def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
+        """Measure the degraded distance D(θ) of a single stage.
+
+        Args:
+            name: The stage: `iso`, `aniso`, `noise` or `jpeg`.
+            values: Parameters, shape (N, parameters of the stage); a row of two widths without an angle is averaged
+                over angles of the stage's range.
+            images: HR images in [0, 1], shape (M, 3, P, P), sides multiples of the scale.
+
+        Returns:
+            Tensor: Mean RMSE over the images between the degraded and the clean LR image, in grey levels, shape (N,).
+        """
+        if name == "aniso" and values.shape[1] == 2:
+            low, high = self.stages["aniso"].ranges[2]
+            steps = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) / _ANGLES
+            turned = [
+                torch.cat([values, torch.full_like(values[:, :1], angle)], 1) for angle in low + steps * (high - low)
+            ]
+            return torch.stack([self.measure(name, rows, images) for rows in turned]).mean(0)
+        sharp = classical_params()
+        downsampled = self._blur_and_downsample(images[None], sharp)
+        clean = self._corrupt(downsampled, sharp)
+        distances = []
+        for row in values:
+            params = {**sharp, **self._columns(name, row[None]), "noise_seed": torch.tensor([_MEASURING_SEED])}
+            blurred = self._blur_and_downsample(images[None], params) if name in ("iso", "aniso") else downsampled
+            distances.append(degraded_distance(self._corrupt(blurred, params), clean).mean())
+        return torch.stack(distances)
+
+    def calibrate(self, images: Tensor) -> None:
+        """Fit every `ads` sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
+        with torch.no_grad():
+            for name, stage in self.stages.items():
+                if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.needs_calibration:
+                    nodes = stage.sampler.nodes(stage.ranges[: stage.measured])
+                    stage.sampler.fit(self.measure(name, nodes, images))
+
+    def calibration(self) -> dict[str, Any]:
+        """Return what the `ads` samplers were fitted with: ranges and distances per stage, JSON-ready."""
+        return {
+            name: {
+                "ranges": [list(ends) for ends in stage.ranges[: stage.measured]],
+                "distances": stage.sampler.distances.flatten().tolist(),
+            }
+            for name, stage in self.stages.items()
+            if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.distances is not None
+        }
+
+    def load_calibration(self, state: dict[str, Any]) -> None:
+        """Fit the `ads` samplers with what `calibration` returned.
+
+        Raises:
+            BSRError: A stage is missing in it, or was calibrated for other ranges.
+        """
+        for name, stage in self.stages.items():
+            if isinstance(stage.sampler, AdaptiveSampler):
+                ranges = [list(ends) for ends in stage.ranges[: stage.measured]]
+                saved = state.get(name)
+                if saved is None or saved["ranges"] != ranges:
+                    raise BSRError(f"calibration: found {saved and saved['ranges']} for {name}, expected {ranges}")
+                stage.sampler.fit(torch.tensor(saved["distances"], dtype=torch.float64))

@@ -1,0 +1,71 @@
+"""The degraded distance, and sigma-alignment, which chooses positives by it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.errors import BSRError
+
+
+def degraded_distance(lq: Tensor, clean: Tensor) -> Tensor:
+    """Return the RMSE in grey levels (0–255) between degraded and clean LR images.
+
+    Args:
+        lq: Degraded images in [0, 1], shape (…, C, h, w).
+        clean: The same images, only downsampled, same shape.
+
+    Returns:
+        Tensor: One distance per image, shape (…).
+    """
+    return (lq - clean).square().mean((-3, -2, -1)).sqrt() * GREY_LEVELS
+
+
+class Alignment(NamedTuple):
+    """What `sigma_align` chose.
+
+    Attributes:
+        indices: Which candidates were kept, in rising order of distance, shape (B, m).
+        std: Standard deviation of their distances, in grey levels, shape (B,).
+        accepted: Whether that is at most `max_std`, boolean, shape (B,).
+    """
+
+    indices: Tensor
+    std: Tensor
+    accepted: Tensor
+
+
+def sigma_align(distances: Tensor, keep: int, max_std: float | None = None) -> Alignment:
+    """Of K candidate patches with one degradation keep the m whose degraded distances vary least.
+
+    Patches under one degradation differ in degraded distance with their content; positives should not. The m values of
+    least standard deviation among K are neighbours once sorted, so the best window of m neighbours is the exact minimum
+    over all K-choose-m subsets. The standard deviation is the population's (divided by m).
+
+    Source: AACL's abstract ("sigma-alignment controls the SD among positive samples; we identify a subset with small
+    degraded distance"); the search and the threshold are ours.
+
+    Args:
+        distances: Degraded distances, shape (B, K).
+        keep: How many to keep, m in [1, K].
+        max_std: Sets whose standard deviation is above this (grey levels) are not accepted; None accepts all.
+
+    Returns:
+        Alignment: The choice; the caller decides what a set that is not accepted means.
+
+    Raises:
+        BSRError: `keep` is not in [1, K].
+    """
+    candidates = distances.shape[1]
+    if not 1 <= keep <= candidates:
+        raise BSRError(f"sigma_align: keep {keep} of {candidates} candidates, expected a number in [1, {candidates}]")
+    ordered, order = distances.sort(dim=1)
+    windows = ordered.unfold(1, keep, 1)
+    spreads = windows.std(dim=2, correction=0)
+    std, start = spreads.min(dim=1)
+    indices = order.gather(1, start[:, None] + torch.arange(keep, device=distances.device))
+    accepted = torch.ones_like(std, dtype=torch.bool) if max_std is None else std <= max_std
+    return Alignment(indices, std, accepted)

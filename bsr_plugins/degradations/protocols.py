@@ -1,0 +1,135 @@
+"""The fixed degradations that test sets of the field are made with, each a list of named settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from bsr_plugins.degradations.base import Params
+from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
+from bsr_plugins.errors import OptionError, unknown_name
+
+# Eight even steps of the kernel width per scale (IKC; used by 001 and DASR): first and last.
+_GAUSSIAN8 = {2: (0.80, 1.60), 3: (1.35, 2.40), 4: (1.80, 3.20)}
+_WIDTHS_TABLE2 = (1.0, 1.8, 2.6, 3.4)
+_WIDTHS_FIGURE4 = (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
+_ANISO9 = (
+    (2.0, 0.2, 0),
+    (2.0, 1.0, 10),
+    (3.5, 1.5, 30),
+    (3.5, 2.0, 45),
+    (3.5, 2.0, 90),
+    (4.0, 1.5, 120),
+    (4.0, 2.0, 135),
+    (4.0, 3.0, 165),
+    (4.0, 4.0, 180),
+)
+_ANISO9_NOISES = (0, 10, 20)
+_ANISO_UNSEEN = ((0.5, 0.2), (1.4, 0.8), (2.3, 1.4), (3.2, 2.0), (4.1, 2.6), (5.0, 3.2))
+_SIX_ISO_SIGMA = 2.0
+_SIX_ANISO = (3.5, 2.0, 45)
+_SIX_NOISE = 10
+_SIX_QUALITY = 50
+
+
+class Setting(NamedTuple):
+    """A named degradation.
+
+    Attributes:
+        name: Short name, fit for file names.
+        params: Its parameters, for a batch of one.
+    """
+
+    name: str
+    params: Params
+
+
+def _bicubic(_scale: int) -> list[Setting]:
+    return [Setting("bicubic", classical_params())]
+
+
+def _gaussian8(scale: int) -> list[Setting]:
+    if scale not in _GAUSSIAN8:
+        raise OptionError(f"protocol: gaussian8 at scale {scale!r}, expected one of {sorted(_GAUSSIAN8)}")
+    first, last = _GAUSSIAN8[scale]
+    sigmas = [round(first + (last - first) * step / 7, 6) for step in range(8)]
+    return [Setting(f"sig{sigma:.4g}", classical_params(sigma)) for sigma in sigmas]
+
+
+def _widths(_scale: int) -> list[Setting]:
+    return [Setting(f"sig{sigma:g}", classical_params(sigma)) for sigma in (*_WIDTHS_TABLE2, *_WIDTHS_FIGURE4)]
+
+
+def _aniso9(_scale: int) -> list[Setting]:
+    return [
+        Setting(f"k{index}_noise{noise}", classical_params(lambda1, lambda2, math.radians(theta), noise))
+        for index, (lambda1, lambda2, theta) in enumerate(_ANISO9, start=1)
+        for noise in _ANISO9_NOISES
+    ]
+
+
+def _aniso_unseen(_scale: int) -> list[Setting]:
+    return [Setting(f"sig{a:g}x{b:g}", classical_params(a, b)) for a, b in _ANISO_UNSEEN]
+
+
+def _six(_scale: int) -> list[Setting]:
+    lambda1, lambda2, degrees = _SIX_ANISO
+    kernel = (lambda1, lambda2, math.radians(degrees))
+    return [
+        Setting("bicubic", classical_params()),
+        Setting("iso", classical_params(_SIX_ISO_SIGMA)),
+        Setting("aniso", classical_params(*kernel)),
+        Setting("aniso_noise", classical_params(*kernel, noise_level=_SIX_NOISE)),
+        Setting("aniso_jpeg", classical_params(*kernel, jpeg_quality=_SIX_QUALITY)),
+        Setting("aniso_noise_jpeg", classical_params(*kernel, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
+    ]
+
+
+PROTOCOLS: dict[str, Callable[[int], list[Setting]]] = {
+    "bicubic": _bicubic,
+    "gaussian8": _gaussian8,
+    "widths": _widths,
+    "aniso9": _aniso9,
+    "aniso_unseen": _aniso_unseen,
+    "six": _six,
+}
+
+
+def protocol_settings(protocol: str, scale: int) -> list[Setting]:
+    """Return the settings of a protocol.
+
+    * `bicubic`: clean.
+    * `gaussian8`: eight isotropic widths; ×4 σ = 1.8, 2.0 … 3.2, ×3 1.35, 1.50 … 2.40, ×2 eight even steps over
+      0.80–1.60 (ReDSR paper, Table 1).
+    * `widths`: single isotropic widths; 1.0, 1.8, 2.6, 3.4 of the ReDSR paper's Table 2, then 0.5 … 5.0 of its Fig. 4.
+    * `aniso9`: nine anisotropic kernels, each at noise 0, 10 and 20 (ReDSR paper, Table 3; the kernels are those of the
+      released code).
+    * `aniso_unseen`: six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open.
+    * `six`: the six kinds of degradation that AACL's abstract counts without naming; both the kinds and their strengths
+      are our choice.
+
+    Raises:
+        OptionError: The protocol is unknown, or not defined for the scale.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return PROTOCOLS[protocol](scale)
+
+
+def protocol_degradation(protocol: str, scale: int) -> ClassicalDegradation:
+    """Return what applies the settings of a protocol: 21×21 kernels, clamped bicubic, 8 bits.
+
+    Raises:
+        OptionError: The protocol is unknown.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return ClassicalDegradation(scale)
+
+
+def with_noise_seed(params: Params, seed: int) -> Params:
+    """Return a copy of parameters in which every noise field is drawn from `seed`, in [0, 2^63)."""
+    return {**params, "noise_seed": torch.full_like(params["noise_seed"], seed)}

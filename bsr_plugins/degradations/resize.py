@@ -1,0 +1,88 @@
+"""MATLAB's bicubic `imresize`, as one matrix per axis.
+
+Cubic convolution with a = −0.5, half-pixel centres (no shift), and antialiasing when it shrinks: the cubic is stretched
+by the scale, so that its support is 4·s input pixels. OpenCV's bicubic (a = −0.75, no antialiasing) and PyTorch's
+`interpolate` without antialiasing are other functions.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bsr_plugins.degradations.banded import BandedMatrix, banded
+from bsr_plugins.errors import unknown_name
+
+BORDERS = ("clamp", "mirror")
+_CUBIC_SUPPORT = 4  # input pixels under the cubic when nothing is stretched
+
+
+def cubic(x: Tensor) -> Tensor:
+    """Return the cubic convolution kernel with a = −0.5 (Keys, 1981) at `x`."""
+    x = x.abs()
+    inner = (1.5 * x - 2.5) * x.square() + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
+
+
+def border_indices(indices: Tensor, size: int, border: str) -> Tensor:
+    """Bring indices outside [0, size) back inside.
+
+    Args:
+        indices: Integer positions, any shape.
+        size: Length of the axis.
+        border: `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with the edge pixel
+            doubled (MATLAB).
+
+    Raises:
+        OptionError: The border is unknown.
+    """
+    if border == "clamp":
+        return indices.clamp(0, size - 1)
+    if border == "mirror":
+        wrapped = indices % (2 * size)
+        return torch.where(wrapped < size, wrapped, 2 * size - 1 - wrapped)
+    raise unknown_name("border", border, BORDERS)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def bicubic_matrix(in_size: int, out_size: int, border: str = "clamp") -> Tensor:
+    """Return the matrix of MATLAB's bicubic resize of one axis, in float64 on the CPU, shape (out_size, in_size).
+
+    Rows sum to 1.
+    """
+    stretch = max(in_size / out_size, 1.0)
+    centres = (torch.arange(out_size, dtype=torch.float64) + 0.5) * (in_size / out_size) - 0.5
+    taps = math.ceil(_CUBIC_SUPPORT * stretch) + 2
+    first = torch.floor(centres - _CUBIC_SUPPORT * stretch / 2).long()
+    indices = first[:, None] + torch.arange(taps)
+    weights = cubic((centres[:, None] - indices) / stretch)
+    weights /= weights.sum(1, keepdim=True)
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    return matrix.scatter_add_(1, border_indices(indices, in_size, border), weights)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _banded_bicubic(in_size: int, out_size: int, border: str, dtype: torch.dtype, device: torch.device) -> BandedMatrix:
+    return banded(bicubic_matrix(in_size, out_size, border).to(device, dtype))
+
+
+def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> Tensor:
+    """Resize images as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
+
+    Args:
+        x: Images, shape (…, H, W), any float type, any device. Differentiable.
+        size: Wanted (H, W).
+        border: `clamp` or `mirror` (MATLAB).
+
+    Returns:
+        Tensor: Images, shape (…, *size).
+    """
+    rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
+    columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
+    return rows.apply_rows(columns.apply_columns(x))

@@ -1,0 +1,180 @@
+"""How degradation parameters are drawn from their ranges.
+
+`uniform` is the baseline. Uniform draws pile up at degradations that look alike: between σ = 3.5 and 4 little changes,
+between 0.5 and 1 much. `ads` (adaptive degradation sampling) draws so that the *degraded distance* D(θ), the mean RMSE
+between the LR images degraded by θ and the clean ones, comes out uniform: D is measured over a grid of θ, made
+monotone, inverted, and sampled through u ~ U(0, 1). `power` is a closed form that needs no measuring.
+
+Source: AACL's abstract says that ADS "utilizes non-linear sampling by weighting the parameters of the degradation
+process for training uniformly degraded images"; no more is published, so the definition above is ours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options import build_from_block, integer, number
+
+Ranges = Sequence[tuple[float, float]]
+
+_MAX_GAMMA = 100.0
+_MIN_GRID = 5
+_SURFACE_POINTS = 9
+_CELLS_PER_STEP = 4  # each grid step of a surface is cut this fine before it is weighted
+_DISTANCE_BINS = 40  # resolution at which a surface's distances are levelled
+
+
+class Sampler(ABC):
+    """Draws parameter vectors from a box of ranges, one axis per parameter."""
+
+    needs_calibration = False
+
+    @abstractmethod
+    def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` vectors; float64, shape (count, len(ranges)), every entry inside its range."""
+
+
+def _spread(units: Tensor, ranges: Ranges) -> Tensor:
+    """Map [0, 1]^d onto the box."""
+    low, high = torch.tensor(ranges, dtype=torch.float64).T
+    places: Tensor = low + units * (high - low)
+    return places
+
+
+class UniformSampler(Sampler):
+    """Every parameter uniform and independent."""
+
+    def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
+        """See `Sampler.draw`."""
+        return _spread(torch.rand(count, len(ranges), generator=generator, dtype=torch.float64), ranges)
+
+
+class PowerSampler(Sampler):
+    """`low + (high − low) · u^γ` for every parameter: γ < 1 favours the upper end, γ > 1 the lower.
+
+    Args:
+        gamma: Exponent γ in (0, 100]; 1 is uniform.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = number(gamma, "sampler.gamma", 0.0, _MAX_GAMMA)
+        if self.gamma == 0:
+            raise OptionError(f"sampler.gamma: {gamma!r}, expected a number above 0")
+
+    def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
+        """See `Sampler.draw`."""
+        units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
+        return _spread(units**self.gamma, ranges)
+
+
+class AdaptiveSampler(Sampler):
+    """Adaptive degradation sampling: D(θ) uniform, once `fit` has been given D on a grid.
+
+    With one parameter, D is made monotone and inverted. With two (the widths of an anisotropic kernel) many θ share
+    a D: small cells of the parameter box are drawn with weights that make D uniform, while cells of equal D stay equally
+    likely, as under uniform draws. Parameters beyond these (the angle) are uniform.
+
+    Args:
+        grid: Grid points of a curve of D, at least 5; over two parameters it is measured on 9 × 9 points.
+    """
+
+    def __init__(self, grid: int = 65) -> None:
+        self.grid = integer(grid, "sampler.grid", _MIN_GRID)
+        self.distances: Tensor | None = None
+
+    @property
+    def needs_calibration(self) -> bool:  # type: ignore[override]
+        """Whether `fit` has still to be called."""
+        return self.distances is None
+
+    def nodes(self, ranges: Ranges) -> Tensor:
+        """Return the grid points at which D has to be measured, shape (points, len(ranges)), the last parameter fastest."""
+        points = self._points(len(ranges))
+        axes = [torch.linspace(low, high, points, dtype=torch.float64) for low, high in ranges]
+        return torch.cartesian_prod(*axes).view(-1, len(ranges))
+
+    def _points(self, parameters: int) -> int:
+        """Return the grid points per parameter."""
+        return self.grid if parameters == 1 else _SURFACE_POINTS
+
+    def fit(self, distances: Tensor) -> None:
+        """Take D at the grid points.
+
+        Args:
+            distances: Degraded distances in the order of `nodes`, for one or two parameters, shape (points,), ≥ 0.
+
+        Raises:
+            BSRError: The distances are not finite, do not fit the grid, or are all the same.
+        """
+        distances = distances.to("cpu", torch.float64)
+        shapes = {
+            self._points(parameters) ** parameters: [self._points(parameters)] * parameters for parameters in (1, 2)
+        }
+        if len(distances) not in shapes or not bool(distances.isfinite().all()):
+            raise BSRError(f"ads: {len(distances)} distances, expected {' or '.join(map(str, shapes))} finite numbers")
+        if float(distances.max() - distances.min()) <= 0:
+            raise BSRError("ads: the degradation changes nothing on the calibration images, expected real photographs")
+        self.distances = distances.view(shapes[len(distances)])
+
+    def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
+        """See `Sampler.draw`."""
+        if self.distances is None:
+            raise BSRError("ads: the sampler has not been calibrated; call calibrate() or load_calibration() first")
+        units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
+        if self.distances.dim() == 1:
+            units[:, 0] = self._invert(units[:, 0])
+        else:
+            choice = torch.rand(count, generator=generator, dtype=torch.float64)
+            units[:, :2] = self._pick_cells(choice, units[:, :2])
+        return _spread(units, ranges)
+
+    def _invert(self, units: Tensor) -> Tensor:
+        """Return the place in [0, 1] at which the monotone, piecewise linear D has risen by the given parts."""
+        assert self.distances is not None
+        falling = bool(self.distances[0] > self.distances[-1])
+        rising = self.distances.flip(0) if falling else self.distances
+        rising = rising.cummax(0).values
+        targets = rising[0] + units * (rising[-1] - rising[0])
+        upper = torch.searchsorted(rising, targets).clamp(1, self.grid - 1)
+        below, above = rising[upper - 1], rising[upper]
+        part = (targets - below) / (above - below).clamp_min(torch.finfo(torch.float64).tiny)
+        places = (upper - 1 + part.clamp(0, 1)) / (self.grid - 1)
+        return 1 - places if falling else places
+
+    def _pick_cells(self, choice: Tensor, jitter: Tensor) -> Tensor:
+        """Return places in [0, 1]²: a cell by weight, then a uniform place in it."""
+        cumulative = self._cell_weights().flatten().cumsum(0)
+        per_axis = _CELLS_PER_STEP * (self._points(2) - 1)
+        cells = torch.searchsorted(cumulative, choice * cumulative[-1]).clamp_max(per_axis**2 - 1)
+        corners = torch.stack([cells // per_axis, cells % per_axis], dim=1)
+        return (corners + jitter) / per_axis
+
+    def _cell_weights(self) -> Tensor:
+        """Return one weight per small cell, shape (n, n): the inverse of how many cells share its distance."""
+        assert self.distances is not None
+        per_axis = _CELLS_PER_STEP * (self._points(2) - 1)
+        fine = F.interpolate(self.distances[None, None], size=(per_axis + 1,) * 2, mode="bilinear", align_corners=True)
+        centres = F.avg_pool2d(fine, kernel_size=2, stride=1)[0, 0]
+        low, high = centres.min(), centres.max()
+        bins = ((centres - low) / (high - low) * _DISTANCE_BINS).long().clamp_max(_DISTANCE_BINS - 1)
+        population = torch.bincount(bins.flatten(), minlength=_DISTANCE_BINS).to(torch.float64)
+        return 1 / population[bins]
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"uniform": UniformSampler, "power": PowerSampler, "ads": AdaptiveSampler}
+
+
+def build_sampler(block: str | Mapping[str, Any], where: str) -> Sampler:
+    """Build a sampler from its name or its block, e.g. `uniform` or `{type: power, gamma: 0.5}`.
+
+    Raises:
+        OptionError: The name or a key is unknown, or a value out of range.
+    """
+    return build_from_block({"type": block} if isinstance(block, str) else block, SAMPLERS, where)

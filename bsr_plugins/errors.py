@@ -1,0 +1,36 @@
+"""Errors that a user can mend: each message is one line that names the key or file, the value and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BSRError(ValueError):
+    """Base of every error that is the input's fault and not the program's."""
+
+
+class OptionError(BSRError):
+    """An option file asks for something that cannot be."""
+
+
+class BadImageError(BSRError):
+    """An image file is missing, unreadable or unfit for what was asked of it."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> OptionError:
+    """Make the error for a name that is not among the known ones.
+
+    Args:
+        what: What was named, with its place, e.g. `degradation.sampler`.
+        name: The name that was given.
+        known: The names that would have been accepted.
+    """
+    known = sorted(known)
+    return OptionError(f"{what}: unknown name {name!r}, expected one of {', '.join(known)}{did_you_mean(name, known)}")

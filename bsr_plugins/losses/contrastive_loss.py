@@ -1,0 +1,58 @@
+"""The contrastive loss."""
+
+from __future__ import annotations
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bsr_plugins.options import number
+from bsr_plugins.registration import register
+
+_LOWEST_TEMPERATURE = 1e-4
+
+
+@register(LOSS_REGISTRY)
+class InfoNCELoss(nn.Module):
+    """InfoNCE (van den Oord et al., 2018) of queries and positives against negatives, as MoCo uses it.
+
+    For a query q, a positive p and negatives n_1 … n_K: `−log( exp(q·p/T) / (exp(q·p/T) + Σ_k exp(q·n_k/T))
+    )`, averaged over queries and positives. Of several positives each stands alone against the negatives; the
+    other positives do not enter its denominator. That averaging is ours: DASR has one positive, and AACL's
+    abstract has no formula.
+
+    Args:
+        loss_weight: Factor on the loss, at least 0.
+        temperature: T, above 0; DASR's is 0.07.
+
+    Raises:
+        OptionError: A number is out of its range.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.loss_weight = number(loss_weight, "InfoNCELoss.loss_weight", 0.0)
+        self.temperature = number(temperature, "InfoNCELoss.temperature", _LOWEST_TEMPERATURE)
+
+    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+        """Compute the loss, in float32 at least, under autocast too.
+
+        Args:
+            query: Unit vectors (B, D).
+            positive: Unit vectors (B, D), or (B, M, D) for M positives of each query.
+            negatives: Unit vectors (D, K), K ≥ 1, shared by all queries.
+
+        Returns:
+            The weighted mean, 0-dim.
+        """
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        if positive.dim() == 2:
+            positive = positive.unsqueeze(1)
+        with torch.autocast(query.device.type, enabled=False):
+            scaled = query.to(dtype) / self.temperature
+            for_positive = torch.einsum("bd,bmd->bm", scaled, positive.to(dtype))
+            against = torch.logsumexp(scaled @ negatives.to(dtype), dim=1, keepdim=True)
+            # -log(e^a / (e^a + e^b)) = -log sigmoid(a - b), which neither overflows nor cancels.
+            loss = -F.logsigmoid(for_positive - against).mean()
+        return self.loss_weight * loss

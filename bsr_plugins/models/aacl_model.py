@@ -1,0 +1,199 @@
+"""Adaptive alignment contrastive learning (AACL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from basicsr.utils.registry import MODEL_REGISTRY
+from mmengine.dist import all_reduce_params
+from torch import Tensor, nn
+
+from bsr_plugins.degradations import Params, degraded_distance, sigma_align
+from bsr_plugins.errors import OptionError
+from bsr_plugins.metrics.representation import embedding_spread
+from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.options import call_with, integer, number
+from bsr_plugins.registration import register
+
+
+class EncoderPhase(NamedTuple):
+    """The first iterations, in which only the encoder learns (DASR: 100 epochs at 1e-3).
+
+    Attributes:
+        iters: How many they are; 0 for none.
+        lr: Their learning rate, constant.
+    """
+
+    iters: int = 0
+    lr: float = 1e-3
+
+
+class SigmaAlignment(NamedTuple):
+    """How positives are chosen among the views of an image.
+
+    Attributes:
+        keep: How many views m are kept: one query and m − 1 positives.
+        max_std: Sets with a larger standard deviation of the degraded distance, in grey levels, give no contrast.
+    """
+
+    keep: int = 2
+    max_std: float | None = None
+
+
+@register(MODEL_REGISTRY)
+class AACLModel(BlindSRModel):
+    """Trains a network with a contrastive encoder, e.g. `AACLNet`, on views that are aligned by degraded distance.
+
+    Of an image's V views (`num_views`), all under one degradation, those m are kept whose degraded distances have the
+    smallest standard deviation (sigma-alignment); one of them is the query and is super-resolved, the others are its
+    positives. Contrast is MoCo's, with the settings of DASR. Adaptive degradation sampling (ADS) is the `ads` sampler
+    of the degradation block. Options besides those of `BlindSRModel`:
+
+    * `network_moco`: the key side (`MoCo`);
+    * `train.contrastive_opt`: the loss (`InfoNCELoss`);
+    * `train.sigma_alignment: {keep: 2, max_std: null}`: see `SigmaAlignment`. A set whose deviation is above `max_std`
+      is left out of the contrast, not of the restoration, and its keys still serve as negatives;
+    * `train.encoder_phase: {iters: N, lr: 0.001}`: see `EncoderPhase`. The schedule of `train.scheduler` and the
+      warm-up count from the end of the phase; `total_iter` includes it.
+
+    Logged besides the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
+    1 / (1 + number of keys)), `embedding_spread` (0 collapsed, 1 even), `align_std` (mean deviation of the kept sets,
+    in grey levels) and `align_accepted`.
+
+    Source: AACL's abstract names ADS, sigma-alignment and the fusion modules; the losses, the phase and how these are
+    put together are DASR's, or ours where DASR has no counterpart.
+
+    Raises:
+        OptionError: The blocks do not fit together.
+    """
+
+    training_network_names = ("moco",)
+
+    def build_losses(self) -> None:
+        """Build the contrastive loss and read the settings of alignment and encoder phase."""
+        train_opt = self.opt["train"]
+        self.cri_contrast = self.build_train_loss("contrastive_opt")
+        self.alignment = _alignment(train_opt.get("sigma_alignment", {}))
+        self.encoder_phase = _encoder_phase(train_opt.get("encoder_phase", {}), train_opt["total_iter"])
+        batch = self.opt["datasets"]["train"]["batch_size_per_gpu"] * self.opt["world_size"]
+        keys, queue_size = batch * (self.alignment.keep - 1), self.bare_moco.queue.shape[1]
+        if keys > queue_size:
+            raise OptionError(f"network_moco.queue_size: {queue_size}, expected at least {keys}, the keys of one step")
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """See `BlindSRModel.check_options`."""
+        super().check_options(opt)
+        if not opt["is_train"]:
+            return
+        dataset_opt, train_opt = opt["datasets"]["train"], opt["train"]
+        for key, holder in (("degradation", opt), ("network_moco", opt), ("contrastive_opt", train_opt)):
+            if key not in holder:
+                raise OptionError(f"{key}: the block is missing, {cls.__name__} needs it")
+        if dataset_opt.get("degrade_on") != "device":
+            raise OptionError(
+                f"datasets.train.degrade_on: {dataset_opt.get('degrade_on')!r}, expected 'device', "
+                f"since {cls.__name__} contrasts views under one degradation"
+            )
+        keep = _alignment(train_opt.get("sigma_alignment", {})).keep
+        if dataset_opt.get("num_views", 1) < keep:
+            raise OptionError(
+                f"datasets.train.num_views: {dataset_opt.get('num_views', 1)}, expected at least "
+                f"train.sigma_alignment.keep, which is {keep}"
+            )
+        _encoder_phase(train_opt.get("encoder_phase", {}), train_opt["total_iter"])
+
+    @property
+    def bare_moco(self) -> Any:
+        """The `MoCo` network without a wrapper."""
+        return self.get_bare_model(self.training_networks["moco"])
+
+    @property
+    def bare_net_g(self) -> Any:
+        """`network_g` without a wrapper."""
+        return self.get_bare_model(self.net_g)
+
+    def start_training_network(self, name: str, network: nn.Module) -> None:
+        """Let the key side start where the encoder is."""
+        super().start_training_network(name, network)
+        if not hasattr(self.bare_net_g, "encoder"):
+            raise OptionError(f"network_g.type: {self.opt['network_g']['type']!r}, expected a network with an encoder")
+        network.start_from(self.bare_net_g.encoder)  # type: ignore[operator]
+
+    @property
+    def in_encoder_phase(self) -> bool:
+        """Whether only the encoder learns at the current iteration."""
+        return self.current_iter <= self.encoder_phase.iters
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Set the learning rate: the phase's own, then the schedule from its beginning."""
+        since = current_iter - self.encoder_phase.iters
+        if since <= 0:
+            self._set_lr([[self.encoder_phase.lr] * len(o.param_groups) for o in self.optimizers])
+            return
+        if since == 1:
+            self._set_lr(self._get_init_lr())
+        super().update_learning_rate(since, warmup_iter)
+
+    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
+        """Choose views by sigma-alignment; set the query's `lq` and `gt`, and the positives' `key_lq`."""
+        assert self.degradation is not None
+        with torch.no_grad():
+            distances = degraded_distance(lq, self.degradation.clean(gt))
+            chosen = sigma_align(distances, self.alignment.keep, self.alignment.max_std)
+        # In rising order of distance the query would always be the flattest patch.
+        shuffle = torch.rand(chosen.indices.shape, generator=self.generator("query")).argsort(dim=1)
+        views = chosen.indices.gather(1, shuffle.to(self.device))
+        rows = torch.arange(len(views), device=self.device)[:, None]
+        self.lq, self.gt = lq[rows[:, 0], views[:, 0]], gt[rows[:, 0], views[:, 0]]
+        self.key_lq = lq[rows, views[:, 1:]]
+        self.accepted = chosen.accepted
+        self.figures |= {"align_std": chosen.std.mean(), "align_accepted": chosen.accepted.float().mean()}
+
+    def compute_losses(self) -> dict[str, Tensor]:
+        """Return the contrastive loss and, after the encoder phase, the restoration losses."""
+        if self.in_encoder_phase:
+            return self.contrastive_losses(self.bare_net_g.encode(self.lq))
+        self.output, representation = self.net_g(self.lq, return_representation=True)
+        return self.restoration_losses(self.output, self.gt) | self.contrastive_losses(representation)
+
+    def contrastive_losses(self, representation: Tensor) -> dict[str, Tensor]:
+        """Contrast the queries with their positives against the queue, and log the representation's health."""
+        query, self.keys = self.training_networks["moco"](representation, self.key_lq)
+        self.figures |= {
+            "contrast_accuracy": self.bare_moco.queue_accuracy(query, self.keys),
+            "embedding_spread": embedding_spread(query.detach()),
+        }
+        if not bool(self.accepted.any()):
+            return {"l_contrast": query.sum() * 0}
+        loss = self.cri_contrast(query[self.accepted], self.keys[self.accepted], self.bare_moco.queue)
+        return {"l_contrast": loss}
+
+    def after_backward(self) -> None:
+        """Average the encoder's gradients over the ranks in its phase, when `network_g` runs without DDP's forward."""
+        super().after_backward()
+        if self.in_encoder_phase:
+            all_reduce_params([p.grad for p in self.bare_net_g.encoder.parameters()], op="mean")
+
+    def after_step(self) -> None:
+        """Let the key encoder follow, and put the keys into the queue."""
+        super().after_step()
+        self.bare_moco.update_key_encoder(self.bare_net_g.encoder)
+        self.bare_moco.enqueue(self.keys)
+
+
+def _alignment(block: Mapping[str, Any]) -> SigmaAlignment:
+    alignment = call_with(SigmaAlignment, block, "train.sigma_alignment")
+    integer(alignment.keep, "train.sigma_alignment.keep", 2)
+    if alignment.max_std is not None:
+        number(alignment.max_std, "train.sigma_alignment.max_std", 0.0)
+    return alignment
+
+
+def _encoder_phase(block: Mapping[str, Any], total_iter: int) -> EncoderPhase:
+    phase = call_with(EncoderPhase, block, "train.encoder_phase")
+    integer(phase.iters, "train.encoder_phase.iters", 0, total_iter)
+    number(phase.lr, "train.encoder_phase.lr", 0.0)
+    return phase

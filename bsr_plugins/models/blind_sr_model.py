@@ -1,0 +1,227 @@
+"""The training model that the methods of this package build on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+from torch import Tensor, nn
+
+from bsr_plugins.data.calibration_patches import calibration_patches
+from bsr_plugins.degradations import Degradation, Params, build_degradation
+from bsr_plugins.errors import OptionError
+from bsr_plugins.options import build_from_block
+from bsr_plugins.registration import register
+from bsr_plugins.seeding import generator_at
+
+CALIBRATION_FILE = "degradation_calibration.json"
+
+
+@register(MODEL_REGISTRY)
+class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
+    """BasicSR's `SRModel` with the degradation on the training device and the step cut into overridable parts.
+
+    A step is `prepare_batch`, `compute_losses`, `take_step`, `after_step`; a method's model overrides `compute_losses`
+    and little else. Besides the options of `SRModel` it reads:
+
+    * `degradation`: the block that `build_degradation` takes. The dataset then gives HR views only
+      (`degrade_on: device`), which are degraded here; draws depend on `manual_seed`, iteration and rank alone. With
+      a dataset that gives `lq` itself, the block is left out. What an `ads` sampler has measured is saved with the run
+      as `degradation_calibration.json`, and read back when the run resumes.
+    * `network_NAME` for every name in `training_network_names`: a network that only training needs, saved as
+      `net_NAME_*.pth`, resumed, put on the device and wrapped for DDP like `network_g`.
+
+    The EMA copy takes over buffers as well as parameters: stock EMA leaves batch normalisation's running statistics
+    where they started.
+
+    Raises:
+        OptionError: An option cannot be used on this machine or does not fit the others.
+    """
+
+    training_network_names: tuple[str, ...] = ()
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.check_options(opt)
+        super().__init__(opt)
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """Check, before anything is built, whether the options fit the machine and each other.
+
+        Raises:
+            OptionError: They do not.
+        """
+        check_device(opt)
+        if opt["is_train"]:
+            views = opt["datasets"]["train"].get("degrade_on") == "device"
+            if views != ("degradation" in opt):
+                raise OptionError(
+                    f"degradation: the block is {'missing' if views else 'given'}, but datasets.train.degrade_on is "
+                    f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
+                )
+
+    def init_training_settings(self) -> None:
+        """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
+        self.degradation = self._build_degradation()
+        self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
+        self.build_losses()
+        self._calibrate()
+        super().init_training_settings()
+
+    def build_losses(self) -> None:
+        """Build the losses that `SRModel` does not know; here there are none."""
+
+    def build_train_loss(self, key: str) -> nn.Module:
+        """Build the loss that the block `train.KEY` describes."""
+        block = self.opt["train"].get(key)
+        if block is None:
+            raise OptionError(f"train.{key}: the block is missing, {type(self).__name__} needs it")
+        loss: nn.Module = build_from_block(block, dict(iter(LOSS_REGISTRY)), f"train.{key}")
+        return loss.to(self.device)
+
+    def _build_degradation(self) -> Degradation | None:
+        block = self.opt.get("degradation")
+        return None if block is None else build_degradation({"scale": self.opt["scale"], **block})
+
+    def _calibrate(self) -> None:
+        """Read the run's calibration, or measure it on training images and save it with the run."""
+        if self.degradation is None or not self.degradation.needs_calibration:
+            return
+        file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
+        if file.is_file():
+            self.degradation.load_calibration(json.loads(file.read_text()))
+            return
+        self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
+        _write_json(file, self.degradation.calibration())
+        get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
+
+    def _build_training_network(self, name: str) -> nn.Module:
+        key = f"network_{name}"
+        if key not in self.opt:
+            raise OptionError(f"{key}: the block is missing, {type(self).__name__} needs it")
+        network: nn.Module = build_from_block(self.opt[key], dict(iter(ARCH_REGISTRY)), key)
+        load_path = self.opt["path"].get(f"pretrain_{key}")
+        if load_path is None:
+            self.start_training_network(name, network.to(self.device))
+        else:
+            self.load_network(network, load_path, self.opt["path"].get(f"strict_load_{name}", True))
+        wrapped: nn.Module = self.model_to_device(network)
+        self.print_network(wrapped)
+        return wrapped
+
+    def start_training_network(self, name: str, network: nn.Module) -> None:
+        """Set up a network for training that no checkpoint was given for; here nothing has to be done."""
+
+    def setup_optimizers(self) -> None:
+        """Set up one optimiser, `train.optim_g`, over `network_g` and the networks for training."""
+        networks = (self.net_g, *self.training_networks.values())
+        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+        settings = {key: value for key, value in self.opt["train"]["optim_g"].items() if key != "type"}
+        self.optimizer_g = self.get_optimizer(self.opt["train"]["optim_g"]["type"], parameters, **settings)
+        self.optimizers.append(self.optimizer_g)
+
+    def feed_data(self, data: Mapping[str, Any]) -> None:
+        """Take a batch: `lq` (and `gt`), or only HR views `gt`, shape (B, V, 3, H, W), to be degraded here."""
+        if "lq" in data:
+            super().feed_data(data)
+        else:
+            self.gt_views = data["gt"].to(self.device, non_blocking=True)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """Do one training step and fill `log_dict` with every loss and every figure by name."""
+        self.current_iter = current_iter
+        self.figures: dict[str, Tensor] = {}
+        if self.degradation is not None:
+            self.prepare_batch(*self.degrade(self.gt_views))
+        losses = self.compute_losses()
+        self.take_step(losses)
+        self.after_step()
+        self.log_dict = self.reduce_loss_dict({name: value.detach() for name, value in (losses | self.figures).items()})
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Make the generator of a purpose at this iteration and rank."""
+        return generator_at(self.opt["manual_seed"], purpose, self.current_iter, self.opt["rank"])
+
+    @torch.no_grad()
+    def degrade(self, gt: Tensor) -> tuple[Tensor, Tensor, Params]:
+        """Draw one degradation per sample and apply it to all of the sample's views.
+
+        Returns:
+            `gt` (B, V, 3, H, W), its LR views (B, V, 3, h, w) and the drawn parameters.
+        """
+        assert self.degradation is not None
+        params = self.degradation.sample(gt.shape[0], self.generator("degradation"))
+        return gt, self.degradation(gt, params), params
+
+    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
+        """Set `self.lq` and `self.gt` from degraded views; here every view is a sample of its own."""
+        self.lq, self.gt = lq.flatten(0, 1), gt.flatten(0, 1)
+
+    def compute_losses(self) -> dict[str, Tensor]:
+        """Run the networks on the batch and return every weighted loss by name; their sum is minimised."""
+        self.output = self.net_g(self.lq)
+        return self.restoration_losses(self.output, self.gt)
+
+    def restoration_losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """Return the losses of `train.pixel_opt` and `train.perceptual_opt` between SR and HR images."""
+        losses = {}
+        if self.cri_pix is not None:
+            losses["l_pix"] = self.cri_pix(output, gt)
+        if self.cri_perceptual is not None:
+            perceptual, style = self.cri_perceptual(output, gt)
+            losses |= {"l_percep": perceptual} if perceptual is not None else {}
+            losses |= {"l_style": style} if style is not None else {}
+        return losses
+
+    def take_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Backpropagate the sum of the losses and update parameters and EMA."""
+        self.optimizer_g.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        self.after_backward()
+        self.optimizer_g.step()
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def after_backward(self) -> None:
+        """Change gradients before they are used; here nothing is changed."""
+
+    def after_step(self) -> None:
+        """Update what follows the networks without a gradient; here there is nothing."""
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the EMA copy's parameters towards `network_g`, and copy its buffers."""
+        super().model_ema(decay)
+        buffers = dict(self.get_bare_model(self.net_g).named_buffers())
+        for name, buffer in self.net_g_ema.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save `network_g`, the networks for training and the training state."""
+        for name, network in self.training_networks.items():
+            self.save_network(network, f"net_{name}", current_iter)
+        super().save(epoch, current_iter)
+
+
+def check_device(opt: Mapping[str, Any]) -> None:
+    """Check that the machine has what `num_gpu` asks for.
+
+    Raises:
+        OptionError: There is no CUDA device, or several are to be trained on from one process.
+    """
+    if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+        raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
+    if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
+        raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
+
+
+@master_only  # type: ignore[untyped-decorator]
+def _write_json(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))

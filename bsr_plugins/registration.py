@@ -1,0 +1,48 @@
+"""Put classes into BasicSR's registries."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from bsr_plugins.errors import BSRError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(Protocol):
+    """The part of BasicSR's `Registry` that is used here."""
+
+    _name: str
+    _obj_map: dict[str, Any]
+
+    def register(self, obj: Any) -> Any:
+        """Put `obj` in under its name."""
+
+
+def register(registry: Registry) -> Callable[[T], T]:
+    """Register a class or function under its own name, as `@REGISTRY.register()` does.
+
+    BasicSR's own decorator fails with a bare assertion on a name that is taken. This one replaces what an earlier
+    import of the same module registered (a reload is harmless) and otherwise says whose name it is.
+
+    Raises:
+        BSRError: Somebody else has registered the name.
+    """
+
+    def add(obj: T) -> T:
+        holder = registry._obj_map.get(obj.__name__)
+        if holder is None:
+            registry.register(obj)
+        elif (holder.__module__, holder.__qualname__) == (obj.__module__, obj.__qualname__):
+            registry._obj_map[obj.__name__] = obj
+        else:
+            file = getattr(sys.modules.get(holder.__module__), "__file__", None)
+            raise BSRError(
+                f"bsr_plugins cannot register '{obj.__name__}' in BasicSR's {registry._name} registry: "
+                f"the name is taken by {holder.__module__}.{holder.__qualname__} ({file or 'no file'})"
+            )
+        return obj
+
+    return add

@@ -1,0 +1,243 @@
+"""AACLNet: size, shapes, EDSR's ends, the representation's way, precision, export, options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
+from torch import Tensor, nn
+
+from bsr_plugins.archs import AACLNet, ContrastiveEncoder
+from bsr_plugins.archs.aacl_backbones import BACKBONES, AACLBackbone, BackboneShape
+from bsr_plugins.errors import OptionError
+
+SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
+
+
+def small_net(**options: Any) -> AACLNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AACLNet(**{**SMALL, **options})
+
+
+def noise_image(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("upscale", "golden"), [(2, 5_358_467), (3, 5_543_107), (4, 5_506_179)])
+def test_parameter_count(upscale: int, golden: int) -> None:
+    conv = 9 * 64 * 64 + 64
+    drfb = 2 * 256 * 64 + 2 * conv  # two bias-free linear layers, two convolutions
+    drfg = 6 * drfb + conv
+    head, last = 9 * 3 * 64 + 64, 9 * 64 * 3 + 3
+    upsample = {2: 4 * conv, 3: 9 * conv, 4: 2 * 4 * conv}[upscale]  # s² times as many channels; ×4 is ×2 twice
+    encoder = 1_147_200
+    assert encoder + head + 6 * drfg + upsample + last == golden
+    net = AACLNet(upscale=upscale)
+    assert sum(parameter.numel() for parameter in net.parameters()) == golden
+    assert sum(parameter.numel() for parameter in net.encoder.parameters()) == encoder
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 37, 53), (3, 8, 5), (1, 1, 1)])
+def test_any_size(upscale: int, batch: int, height: int, width: int) -> None:
+    net = small_net(upscale=upscale).eval()
+    sr, representation = net(noise_image(batch, 3, height, width), return_representation=True)
+    assert sr.shape == (batch, 3, upscale * height, upscale * width)
+    assert representation.shape == (batch, 16)
+    assert sr.isfinite().all()
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+def test_with_a_silent_body_it_is_edsrs_head_and_tail(upscale: int) -> None:
+    net = small_net(upscale=upscale).eval()
+    edsr = EDSR(num_in_ch=3, num_out_ch=3, num_feat=8, num_block=0, upscale=upscale).eval()
+    for group in net.backbone.groups:
+        nn.init.zeros_(group.conv.weight)  # type: ignore[union-attr,arg-type]
+        nn.init.zeros_(group.conv.bias)  # type: ignore[union-attr,arg-type]
+    nn.init.dirac_(edsr.conv_after_body.weight)
+    nn.init.zeros_(edsr.conv_after_body.bias)
+    for part in ("conv_first", "upsample", "conv_last"):
+        getattr(edsr, part).load_state_dict(getattr(net.backbone, part).state_dict())
+    lq = noise_image(2, 3, 9, 7)
+    assert torch.allclose(net(lq), edsr(lq), atol=1e-6)
+
+
+def test_the_residual_of_the_body_goes_around_the_groups() -> None:
+    net = small_net().eval()
+    image, representation = noise_image(1, 3, 6, 6), noise_image(1, 16)
+    shallow = net.backbone.head(image)
+    deep = net.backbone.groups[1](net.backbone.groups[0](shallow, representation), representation)
+    assert torch.equal(net.backbone(image, representation), net.backbone.tail(deep + shallow))
+
+
+def test_a_given_representation_acts_like_an_encoded_one() -> None:
+    net = small_net().eval()
+    lq = noise_image(2, 3, 16, 12)
+    sr, representation = net(lq, return_representation=True)
+    assert torch.equal(representation, net.encode(lq))
+    assert torch.equal(representation, net.encoder(lq))
+    assert torch.equal(net(lq, representation=representation), sr)
+    assert torch.equal(net.restore(lq, representation), sr)
+    assert not torch.allclose(net(lq, representation=representation + 1), sr, atol=1e-3)
+
+
+def test_gradients_reach_everything() -> None:
+    net = small_net()
+    net(noise_image(2, 3, 12, 12)).abs().sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
+    net, lq = small_net(), noise_image(2, 3, 10, 10)
+    net(lq)  # running statistics that are not those of a new network
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    other = AACLNet(**SMALL)
+    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
+    assert torch.equal(other.eval()(lq), net.eval()(lq))
+    assert "mean" not in net.state_dict()
+
+
+def test_stock_basicsr_builds_it() -> None:
+    block = {"type": "AACLNet", "backbone": "edsr", "rgb_mean": [0.5, 0.5, 0.5], **SMALL}
+    net = build_network(block)
+    assert isinstance(net, AACLNet)
+    assert isinstance(net.encoder, ContrastiveEncoder)
+    assert net.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
+def test_float64_agrees_with_float32() -> None:
+    net, lq = small_net().eval(), noise_image(1, 3, 12, 9)
+    single = net(lq)
+    double = net.double()(lq.double())
+    assert double.dtype == torch.float64
+    assert torch.allclose(double, single.double(), atol=1e-5)
+
+
+def test_bfloat16_autocast_trains() -> None:
+    net, lq = small_net(), noise_image(2, 3, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sr, representation = net(lq, return_representation=True)
+        loss = sr.float().abs().mean() + representation.float().square().mean()
+    loss.backward()
+    assert sr.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    reference = net.eval()(lq)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(net(lq).float(), reference, atol=0.03)
+
+
+def test_export_for_any_size() -> None:
+    net = small_net().eval()
+    # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
+    height, width = torch.export.Dim("height", min=5, max=512), torch.export.Dim("width", min=5, max=512)
+    program = torch.export.export(
+        net, (noise_image(1, 3, 37, 53),), dynamic_shapes={"lq": {2: height, 3: width}}, strict=False
+    )
+    for size in ((37, 53), (20, 31)):
+        lq = noise_image(1, 3, *size)
+        assert torch.allclose(program.module()(lq), net(lq), atol=1e-6)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    net, lq = small_net().eval(), noise_image(1, 3, 11, 13)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    sr, representation = compiled(lq, return_representation=True)
+    assert torch.allclose(sr, net(lq), atol=1e-6)
+    assert torch.allclose(representation, net.encode(lq), atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_agrees_with_cpu() -> None:
+    net, lq = small_net().eval().double(), noise_image(2, 3, 13, 11).double()
+    on_cpu = net(lq)
+    assert torch.allclose(net.cuda()(lq.cuda()).cpu(), on_cpu, atol=1e-9)
+
+
+class ShiftBackbone(AACLBackbone):
+    """Tokens (B, N, C) instead of maps, groups that add the representation: all that a backbone may change."""
+
+    class Group(nn.Module):
+        """Add a linear map of the representation to every token."""
+
+        def __init__(self, shape: BackboneShape) -> None:
+            super().__init__()
+            self.linear = nn.Linear(shape.representation_dim, shape.num_in_ch)
+
+        def forward(self, tokens: Tensor, representation: Tensor) -> Tensor:
+            shift: Tensor = self.linear(representation)
+            return tokens + shift[:, None]
+
+    def __init__(self, shape: BackboneShape) -> None:
+        super().__init__(shape)
+        self.scale = shape.upscale
+
+    def make_group(self, shape: BackboneShape) -> nn.Module:
+        return self.Group(shape)
+
+    def head(self, image: Tensor) -> Tensor:
+        return image.flatten(2).transpose(1, 2)
+
+    def tail(self, features: Tensor) -> Tensor:
+        side = round(features.shape[1] ** 0.5)
+        image = features.transpose(1, 2).reshape(features.shape[0], -1, side, side)
+        return nn.functional.interpolate(image, scale_factor=self.scale)
+
+
+@pytest.fixture
+def shift_backbone() -> Iterator[None]:
+    BACKBONES["shift"] = ShiftBackbone
+    yield
+    del BACKBONES["shift"]
+
+
+@pytest.mark.usefixtures("shift_backbone")
+def test_a_further_backbone_is_one_class() -> None:
+    net = small_net(backbone="shift", upscale=2).eval()
+    assert net(noise_image(2, 3, 6, 6)).shape == (2, 3, 12, 12)
+
+
+def test_unknown_backbone_offers_the_nearest() -> None:
+    with pytest.raises(OptionError, match=r"network_g\.backbone: unknown name 'edrs'.*did you mean 'edsr'"):
+        small_net(backbone="edrs")
+
+
+BAD_OPTIONS = [
+    ("backbone", ["edsr"]),
+    ("upscale", 1),
+    ("upscale", 8),
+    ("upscale", "4"),
+    ("num_in_ch", 0),
+    ("num_out_ch", 1),
+    ("num_feat", 0),
+    ("num_group", 0),
+    ("num_block", -1),
+    ("encoder_num_feat", 0),
+    ("encoder_num_feat", 1.5),
+    ("img_range", 0),
+    ("img_range", "255"),
+    ("rgb_mean", [0.5]),
+    ("rgb_mean", 0.5),
+    ("rgb_mean", [0.5, 0.5, 114.0]),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
+def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
+    with pytest.raises(OptionError, match=rf"^network_g\.{option}: ") as error:
+        small_net(**{option: value})
+    assert "\n" not in str(error.value)
+    assert "expected" in str(error.value)
+
+
+def test_gray_images_with_a_gray_mean() -> None:
+    net = small_net(num_in_ch=1, num_out_ch=1, rgb_mean=[0.4]).eval()
+    assert net(noise_image(2, 1, 6, 6)).shape == (2, 1, 24, 24)
