@@ -26,7 +26,7 @@ def build_from_block(block: Mapping[str, Any], known: Mapping[str, Callable[...,
         raise OptionError(f"{where}: expected a block with the key 'type', got {block!r}")
     if "type" not in block:
         raise OptionError(f"{where}: the key 'type' is missing, expected one of {', '.join(sorted(known))}")
-    if block["type"] not in known:
+    if not isinstance(block["type"], str) or block["type"] not in known:
         raise unknown_name(f"{where}.type", block["type"], known)
     arguments = {key: value for key, value in block.items() if key != "type"}
     return call_with(known[block["type"]], arguments, where)
@@ -36,8 +36,20 @@ def call_with(factory: Callable[..., T], arguments: Mapping[str, Any], where: st
     """Call `factory` with arguments that come from an option file.
 
     Raises:
-        OptionError: An argument is unknown (the nearest known one is offered) or a needed one is missing.
+        OptionError: See `check_arguments`.
     """
+    check_arguments(factory, arguments, where)
+    return factory(**arguments)
+
+
+def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Check that `factory` takes arguments that come from an option file.
+
+    Raises:
+        OptionError: They are no mapping, one is unknown (the nearest known one is offered), or a needed one is missing.
+    """
+    if not isinstance(arguments, Mapping):
+        raise OptionError(f"{where}: {arguments!r}, expected a block of keys and values")
     parameters = inspect.signature(factory).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -49,7 +61,6 @@ def call_with(factory: Callable[..., T], arguments: Mapping[str, Any], where: st
     for name in named:
         if parameters[name].default is inspect.Parameter.empty and name not in arguments:
             raise OptionError(f"{where}.{name}: the key is missing")
-    return factory(**arguments)
 
 
 def number(value: object, where: str, low: float = float("-inf"), high: float = float("inf")) -> float:

@@ -8,6 +8,7 @@ what the uninterrupted run drew, with no random state to save. No global random 
 from __future__ import annotations
 
 import hashlib
+from operator import index
 
 import torch
 
@@ -23,7 +24,9 @@ def derive_seed(seed: int, purpose: str, *position: int | str) -> int:
         purpose: What the draw is for, e.g. `crop`.
         position: Where the draw is, e.g. iteration and rank, or epoch and sample.
     """
-    address = repr((int(seed), purpose, *position)).encode()
+    # numbers as plain ints: NumPy's are written differently, and not alike in all its versions
+    places = (place if isinstance(place, str) else index(place) for place in position)
+    address = repr((index(seed), purpose, *places)).encode()
     digest = hashlib.blake2b(address, digest_size=_SEED_BYTES).digest()
     return int.from_bytes(digest, "little") & _SEED_MASK
 

@@ -177,14 +177,22 @@ class MoCo(nn.Module):
         accuracy = (positive > hardest).to(dtype).mean()
         return torch.where(self.queue_filled > 0, accuracy, torch.zeros_like(accuracy))
 
-    def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Pair each key network with its trained one, and check that they are alike."""
+    def check_encoder(self, encoder: nn.Module) -> None:
+        """Check that the key encoder is built like the trained one.
+
+        Raises:
+            BSRError: It is not.
+        """
         if _layout(self.key_encoder) != _layout(encoder):
             raise BSRError(
                 f"network_moco.encoder: builds another network than the encoder that is trained, "
                 f"expected the same ({type(encoder).__name__}, {_count(encoder):,} parameters, "
                 f"against {type(self.key_encoder).__name__}, {_count(self.key_encoder):,})"
             )
+
+    def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Pair each key network with its trained one, and check that they are alike."""
+        self.check_encoder(encoder)
         return [(self.key_encoder, encoder), (self.projection_k, self.projection_q)]
 
 

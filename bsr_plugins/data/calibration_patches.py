@@ -15,6 +15,8 @@ from bsr_plugins.data.patches import random_crop, to_tensor
 from bsr_plugins.errors import OptionError
 from bsr_plugins.seeding import generator_at
 
+_ENOUGH_PIXELS = 128  # larger patches cost more and tell little more
+
 
 def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
     """Sample the patches that a training dataset's degradation is calibrated on.
@@ -23,7 +25,7 @@ def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
         dataset_opt: The option block of a `PairedDegradationDataset` in phase train; it is left as it is.
 
     Returns:
-        (calibration_images, 3, gt_size, gt_size) RGB in [0, 1]; the same for the same options and files.
+        Patches as `draw_calibration_patches` gives them.
 
     Raises:
         OptionError: The block cannot be used, or is for another phase.
@@ -32,20 +34,21 @@ def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
     options = read_options(dataset_opt)
     if not isinstance(options, PatchOptions):
         raise OptionError(f"{options.where('phase')}: {options.phase!r}, expected 'train' to calibrate a degradation")
-    return draw_calibration_patches(options.find_images(), options.gt_size, options.calibration_images, options.seed)
+    return draw_calibration_patches(options.find_images(), options)
 
 
-def draw_calibration_patches(images: Sequence[ImageFile], size: int, count: int, seed: int) -> Tensor:
-    """Cut `count` squares, each out of one of evenly spread images at a place that the seed decides.
+def draw_calibration_patches(images: Sequence[ImageFile], options: PatchOptions) -> Tensor:
+    """Cut squares, each out of one of evenly spread images at a place that the seed decides.
 
     Where there are fewer images than patches, images take turns with different places.
 
     Returns:
-        (count, 3, size, size) RGB in [0, 1].
+        (calibration_images, 3, P, P) RGB in [0, 1], P = gt_size but at most 128 pixels, a multiple of scale.
     """
+    size = min(options.gt_size, _ENOUGH_PIXELS - _ENOUGH_PIXELS % options.scale)
     patches = []
-    for number in range(count):
-        image = images[number * len(images) // count]
-        generator = generator_at(seed, "calibration", number)
+    for number in range(options.calibration_images):
+        image = images[number * len(images) // options.calibration_images]
+        generator = generator_at(options.seed, "calibration", number)
         patches.append(to_tensor(random_crop(read_image(image), size, generator)))
     return torch.stack(patches)

@@ -23,8 +23,7 @@ class TrainPatches:
         self._images = options.find_images()
         self._names = distinct_names(self._images)
         if self._degradation is not None and self._degradation.needs_calibration:
-            count = options.calibration_images
-            self._degradation.calibrate(draw_calibration_patches(self._images, options.gt_size, count, options.seed))
+            self._degradation.calibrate(draw_calibration_patches(self._images, options))
 
     def __len__(self) -> int:
         return len(self._images)

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS_PER_BLOCK = (
-    16  # wide enough for efficient products, narrow enough to skip most zeros (measured: 8 to 32 are close)
-)
+_ROWS_PER_BLOCK = 16  # wide enough for efficient products, narrow enough to skip most zeros (measured)
 
 
 @dataclass(frozen=True)
@@ -43,27 +41,17 @@ class BandedMatrix:
         return torch.cat(pieces, dim=-1)
 
 
-def row_blocks(nonzero: Tensor) -> list[tuple[slice, slice]]:
-    """Cut a matrix into blocks of rows with the columns each touches.
-
-    Args:
-        nonzero: Where the matrix may differ from zero, boolean, shape (out, in).
-
-    Returns:
-        list[tuple[slice, slice]]: Rows and columns of each block.
-    """
-    blocks = []
-    for first in range(0, nonzero.shape[0], _ROWS_PER_BLOCK):
-        rows = slice(first, min(first + _ROWS_PER_BLOCK, nonzero.shape[0]))
-        touched = nonzero[rows].any(0).nonzero().flatten()
-        blocks.append((rows, slice(int(touched[0]), int(touched[-1]) + 1)))
-    return blocks
+def row_slices(rows: int) -> list[slice]:
+    """Cut `rows` consecutive rows into blocks."""
+    return [slice(first, min(first + _ROWS_PER_BLOCK, rows)) for first in range(0, rows, _ROWS_PER_BLOCK)]
 
 
 def banded(matrix: Tensor) -> BandedMatrix:
     """Split a dense matrix, shape (out, in), into a `BandedMatrix`."""
-    cuts = row_blocks(matrix != 0)
-    return BandedMatrix(
-        tuple(matrix[rows, columns].contiguous() for rows, columns in cuts),
-        tuple(columns.start for _, columns in cuts),
-    )
+    blocks, starts = [], []
+    for rows in row_slices(matrix.shape[0]):
+        touched = (matrix[rows] != 0).any(0).nonzero().flatten()
+        first, last = int(touched[0]), int(touched[-1])
+        blocks.append(matrix[rows, first : last + 1].contiguous())
+        starts.append(first)
+    return BandedMatrix(tuple(blocks), tuple(starts))

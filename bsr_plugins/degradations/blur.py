@@ -1,11 +1,13 @@
 """Blur with reflected borders, and blur with bicubic downsampling as one linear map.
 
-Both ways below are exact, borders included (float rounding aside), and far cheaper than a convolution with the kernel
+All ways below are exact, borders included (float rounding aside), and far cheaper than a convolution with the kernel
 followed by a gather; `tools/bench_degradations.py` measures them against that.
 
 * A separable kernel g gᵀ and the bicubic are both separable, so together they are `A_y X A_xᵀ` with one banded matrix
   per axis: `A = W · R(g)`, W the bicubic, R(g) the blur with reflected borders.
-* Any other kernel is applied in the frequency domain on the reflect-padded image; the bicubic follows as `W Y Wᵀ`.
+* Any other kernel is applied together with the bicubic as one strided convolution (`fused.py`) where that is fast: to
+  float32 images on a CPU. Elsewhere it is applied in the frequency domain on the reflect-padded image, and the bicubic
+  follows as `W Y Wᵀ`.
 
 Kernels are applied as `conv2d` and OpenCV's `filter2D` apply them (correlation); the field's kernels are symmetric
 about their centre, where this is the convolution of Eq. 1.
@@ -20,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.banded import BandedMatrix, row_blocks
-from bsr_plugins.degradations.resize import bicubic_matrix, bicubic_resize
+from bsr_plugins.degradations.banded import BandedMatrix, row_slices
+from bsr_plugins.degradations.blurred_bicubic import blurred_rows
+from bsr_plugins.degradations.fused import fused_blur_bicubic, worth_fusing
+from bsr_plugins.degradations.resize import bicubic_resize
 from bsr_plugins.errors import BSRError
 
-_PIXELS_IN_CACHE = (
-    1 << 18
-)  # on a CPU, spectra of more pixels than this at once fall out of the cache (2 to 3 times slower)
+_PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out of the cache (2 to 3 times slower)
 
 
 def blur(x: Tensor, kernels: Tensor) -> Tensor:
@@ -67,14 +69,20 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
         Tensor: Images, shape (B, …, H/s, W/s).
     """
     height, width = x.shape[-2:]
+    _check_room(height, width, kernels.shape[-1] // 2)
     size = (height // scale, width // scale)
     images = x.reshape(x.shape[0], -1, height, width)
-    planes = images.shape[1] if x.is_cuda else max(1, _PIXELS_IN_CACHE // (height * width))
-    pieces = [
-        torch.cat([bicubic_resize(blur(part, kernel), size, border) for part in image.split(planes, dim=1)], dim=1)
-        for image, kernel in _samples(images, kernels)
-    ]
-    return torch.cat(pieces).reshape(*x.shape[:-2], *size)
+    if worth_fusing(x, kernels.shape[-1], scale):
+        pairs = zip(images, kernels, strict=True)
+        lq = torch.stack([fused_blur_bicubic(image, kernel, scale, border) for image, kernel in pairs])
+    elif x.is_cuda:
+        lq = bicubic_resize(blur(images, kernels), size, border)
+    else:
+        planes = max(1, _PIXELS_IN_CACHE // (height * width))
+        pairs = zip(images.split(1), kernels.split(1), strict=True)
+        parts = [(part, kernel) for image, kernel in pairs for part in image.split(planes, dim=1)]
+        lq = torch.cat([bicubic_resize(blur(part, kernel), size, border).flatten(0, 1) for part, kernel in parts])
+    return lq.reshape(*x.shape[:-2], *size)
 
 
 def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str = "clamp") -> Tensor:
@@ -93,15 +101,8 @@ def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str 
     _check_room(height, width, profiles.shape[-1] // 2)
     images = x.reshape(x.shape[0], -1, height, width)
     rows = _blurred_bicubic(profiles, height, scale, border)
-    columns = _blurred_bicubic(profiles, width, scale, border)
-    return rows.apply_rows(columns.apply_columns(images)).reshape(*x.shape[:-2], height // scale, width // scale)
-
-
-def _samples(images: Tensor, kernels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Cut a batch into what is worked on at once: all of it on a GPU, one sample on a CPU."""
-    if images.is_cuda:
-        return [(images, kernels)]
-    return list(zip(images.split(1), kernels.split(1), strict=True))
+    columns = rows if width == height else _blurred_bicubic(profiles, width, scale, border)
+    return columns.apply_columns(rows.apply_rows(images)).reshape(*x.shape[:-2], height // scale, width // scale)
 
 
 def _check_room(height: int, width: int, radius: int) -> None:
@@ -136,21 +137,5 @@ def _tap_basis(
     in_size: int, scale: int, taps: int, border: str, dtype: torch.dtype, device: torch.device
 ) -> BandedMatrix:
     """Return `W · R(e_t)` for each unit impulse e_t: blocks of shape (taps, rows, width)."""
-    bicubic = bicubic_matrix(in_size, in_size // scale, border)
-    shifts = torch.arange(taps) - taps // 2
-    blocks, starts = [], []
-    for rows, columns in row_blocks(bicubic != 0):
-        positions = torch.arange(columns.start, columns.stop)
-        sources = _reflect(positions + shifts[:, None], in_size)
-        first, last = int(sources.min()), int(sources.max())
-        block = torch.zeros(taps, rows.stop - rows.start, last - first + 1, dtype=torch.float64)
-        for tap in range(taps):
-            block[tap].index_add_(1, sources[tap] - first, bicubic[rows, columns])
-        blocks.append(block.to(device, dtype))
-        starts.append(first)
-    return BandedMatrix(tuple(blocks), tuple(starts))
-
-
-def _reflect(indices: Tensor, size: int) -> Tensor:
-    indices = indices.abs()
-    return torch.where(indices < size, indices, 2 * (size - 1) - indices)
+    parts = [blurred_rows(in_size, scale, taps, border, rows) for rows in row_slices(in_size // scale)]
+    return BandedMatrix(tuple(block.to(device, dtype) for block, _ in parts), tuple(start for _, start in parts))

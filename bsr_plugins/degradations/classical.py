@@ -15,11 +15,12 @@ from bsr_plugins.degradations.jpeg import jpeg as jpeg_coding
 from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
 from bsr_plugins.degradations.noise import GREY_LEVELS, gaussian_noise
 from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
-from bsr_plugins.degradations.samplers import AdaptiveSampler
+from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.options import integer
 
+_NAMES = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", "noise_seed")
 _MAX_SEED = (1 << 63) - 1
 _ANGLES = 4  # an anisotropic kernel's distance is averaged over this many angles
 _MEASURING_SEED = 0
@@ -31,7 +32,7 @@ def classical_params(
     theta: float | Sequence[float] = 0.0,
     noise_level: float | Sequence[float] = 0.0,
     noise_seed: int | Sequence[int] = 0,
-    jpeg_quality: int | Sequence[int] = 0,
+    jpeg_quality: float | Sequence[float] = 0.0,
 ) -> Params:
     """Write down the parameters of classical degradations, instead of drawing them.
 
@@ -41,16 +42,16 @@ def classical_params(
         theta: Angles of the first axis, in radians.
         noise_level: Noise levels on the 0–255 scale, ≥ 0; 0 means none.
         noise_seed: Seeds of the noise fields in [0, 2^63).
-        jpeg_quality: Qualities in 1–100; 0 means no JPEG.
+        jpeg_quality: Qualities in [1, 100], whole or not; 0 means no JPEG.
 
     Returns:
-        Params: float64 and int64 CPU tensors, shape (B,), B = 1 where all arguments are single numbers.
+        Params: CPU tensors, float64 but for `noise_seed` (int64), shape (B,), B = 1 where all arguments are single
+        numbers.
     """
-    reals = [lambda1, lambda1 if lambda2 is None else lambda2, theta, noise_level]
+    reals = [lambda1, lambda1 if lambda2 is None else lambda2, theta, noise_level, jpeg_quality]
     columns = [torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in reals]
-    columns += [torch.as_tensor(value, dtype=torch.int64).reshape(-1) for value in (noise_seed, jpeg_quality)]
-    names = ("lambda1", "lambda2", "theta", "noise_level", "noise_seed", "jpeg_quality")
-    return dict(zip(names, (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
+    columns.append(torch.as_tensor(noise_seed, dtype=torch.int64).reshape(-1))
+    return dict(zip(_NAMES, (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
 
 
 class ClassicalDegradation(Degradation):
@@ -63,7 +64,7 @@ class ClassicalDegradation(Degradation):
     * `blur_aniso: {sigma: [0.2, 4.0], theta: [0, 180]}`: anisotropic ones, λ1 and λ2 (standard deviations) both from
       `sigma`, θ in degrees;
     * `noise: {level: [0, 25]}`: on the 0–255 scale, drawn once per pixel and channel;
-    * `jpeg: {quality: [30, 95]}`.
+    * `jpeg: {quality: [30, 95]}`: any number in the range, not only whole ones, so that a sampler can be even.
 
     Args:
         scale: Downsampling factor s.
@@ -103,7 +104,10 @@ class ClassicalDegradation(Degradation):
         if border not in BORDERS:
             raise unknown_name("degradation.border", border, BORDERS)
         self.border = border
+        if not isinstance(round_to_8bit, bool):
+            raise OptionError(f"degradation.round_to_8bit: {round_to_8bit!r}, expected true or false")
         self.round_to_8bit = round_to_8bit
+        build_sampler(sampler, "degradation.sampler")  # so that a mistake in it is not put down to the first stage
         blocks = dict(zip(STAGES, (blur_iso, blur_aniso, noise, jpeg), strict=True))
         stages = {name: build_stage(name, block, self.kernel_size, sampler) for name, block in blocks.items()}
         self.types = parse_types(types, stages)
@@ -141,7 +145,7 @@ class ClassicalDegradation(Degradation):
             return {"lambda1": values[:, 0], "lambda2": values[:, 1], "theta": values[:, 2]}
         if name == "noise":
             return {"noise_level": values[:, 0]}
-        return {"jpeg_quality": values[:, 0].round().long()}
+        return {"jpeg_quality": values[:, 0]}
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
         """Degrade images.
@@ -177,25 +181,30 @@ class ClassicalDegradation(Degradation):
         return self(gt, classical_params(lambda1=[0.0] * gt.shape[0]))
 
     def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
-        lambda1, lambda2 = params["lambda1"], params["lambda2"]
-        sharp = lambda1 == 0
-        isotropic = (lambda1 == lambda2) & ~sharp
-        size = (x.shape[-2] // self.scale, x.shape[-1] // self.scale)
-        lq = x.new_empty(*x.shape[:-2], *size)
-        if bool(sharp.any()):
-            chosen = sharp.nonzero().flatten().to(x.device)
-            lq = lq.index_copy(0, chosen, bicubic_resize(x[chosen], size, self.border))
-        if bool(isotropic.any()):
-            chosen = isotropic.nonzero().flatten().to(x.device)
-            profiles = gaussian_profiles(lambda1[isotropic], self.kernel_size).to(x)
-            lq = lq.index_copy(0, chosen, separable_blur_bicubic(x[chosen], profiles, self.scale, self.border))
-        oblique = ~sharp & ~isotropic
-        if bool(oblique.any()):
-            chosen = oblique.nonzero().flatten().to(x.device)
-            shape = (lambda1[oblique], lambda2[oblique], params["theta"][oblique])
-            kernels = gaussian_kernels(*shape, self.kernel_size).to(x)
-            lq = lq.index_copy(0, chosen, blur_bicubic(x[chosen], kernels, self.scale, self.border))
+        """Take the cheapest exact way for each sample: unblurred, isotropic or any other."""
+        widths = zip(params["lambda1"].tolist(), params["lambda2"].tolist(), strict=True)
+        ways = [
+            self._downsample if a == 0 else self._blur_separably if a == b else self._blur_freely for a, b in widths
+        ]
+        if len(set(ways)) == 1:  # all go one way: spare the copies
+            return ways[0](x, params)
+        lq = x.new_empty(*x.shape[:-2], x.shape[-2] // self.scale, x.shape[-1] // self.scale)
+        for way in dict.fromkeys(ways):
+            members = torch.tensor([index for index, other in enumerate(ways) if other == way])
+            chosen = members.to(x.device)
+            lq = lq.index_copy(0, chosen, way(x[chosen], {name: value[members] for name, value in params.items()}))
         return lq
+
+    def _downsample(self, x: Tensor, params: Params) -> Tensor:  # noqa: ARG002 (called like its neighbours)
+        return bicubic_resize(x, (x.shape[-2] // self.scale, x.shape[-1] // self.scale), self.border)
+
+    def _blur_separably(self, x: Tensor, params: Params) -> Tensor:
+        profiles = gaussian_profiles(params["lambda1"], self.kernel_size).to(x)
+        return separable_blur_bicubic(x, profiles, self.scale, self.border)
+
+    def _blur_freely(self, x: Tensor, params: Params) -> Tensor:
+        kernels = gaussian_kernels(params["lambda1"], params["lambda2"], params["theta"], self.kernel_size).to(x)
+        return blur_bicubic(x, kernels, self.scale, self.border)
 
     def _check(self, gt: Tensor, params: Params) -> None:
         height, width = gt.shape[-2:]
@@ -205,16 +214,16 @@ class ClassicalDegradation(Degradation):
             raise BSRError(
                 f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
             )
-        for name in classical_params():
+        for name in _NAMES:
             if name not in params or len(params[name]) != gt.shape[0]:
                 raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
-        lambda1, lambda2, quality = params["lambda1"], params["lambda2"], params["jpeg_quality"]
-        if bool(((lambda1 < 0) | (lambda2 < 0) | ((lambda1 == 0) != (lambda2 == 0))).any()):
+        widths = zip(params["lambda1"].tolist(), params["lambda2"].tolist(), strict=True)
+        if not all(a >= 0 and b >= 0 and (a == 0) == (b == 0) for a, b in widths):
             raise BSRError("degradation: expected widths λ1 and λ2 above 0, or both 0 for no blur")
-        if bool((params["noise_level"] < 0).any()):
+        if not all(level >= 0 for level in params["noise_level"].tolist()):
             raise BSRError("degradation: expected noise levels of at least 0")
-        if bool(((quality < 0) | (quality > 100)).any()):
-            raise BSRError("degradation: expected JPEG qualities in 1–100, or 0 for none")
+        if not all(quality == 0 or 1 <= quality <= 100 for quality in params["jpeg_quality"].tolist()):
+            raise BSRError("degradation: expected JPEG qualities in [1, 100], or 0 for none")
 
     def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
         """Measure the degraded distance D(θ) of a single stage.
@@ -236,6 +245,7 @@ class ClassicalDegradation(Degradation):
             ]
             return torch.stack([self.measure(name, rows, images) for rows in turned]).mean(0)
         sharp = classical_params()
+        self._check(images[None], sharp)
         downsampled = self._blur_and_downsample(images[None], sharp)
         clean = self._corrupt(downsampled, sharp)
         distances = []
@@ -251,14 +261,16 @@ class ClassicalDegradation(Degradation):
             for name, stage in self.stages.items():
                 if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.needs_calibration:
                     nodes = stage.sampler.nodes(stage.ranges[: stage.measured])
-                    stage.sampler.fit(self.measure(name, nodes, images))
+                    distances = self.measure(name, nodes, images)
+                    grid = stage.sampler.grid_shape(stage.measured)
+                    stage.sampler.fit(distances.view(grid), f"calibration of {name}")
 
     def calibration(self) -> dict[str, Any]:
         """Return what the `ads` samplers were fitted with: ranges and distances per stage, JSON-ready."""
         return {
             name: {
                 "ranges": [list(ends) for ends in stage.ranges[: stage.measured]],
-                "distances": stage.sampler.distances.flatten().tolist(),
+                "distances": stage.sampler.distances.tolist(),
             }
             for name, stage in self.stages.items()
             if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.distances is not None
@@ -268,12 +280,13 @@ class ClassicalDegradation(Degradation):
         """Fit the `ads` samplers with what `calibration` returned.
 
         Raises:
-            BSRError: A stage is missing in it, or was calibrated for other ranges.
+            BSRError: A stage is missing in it, was calibrated for other ranges, or does not fit the sampler's grid.
         """
         for name, stage in self.stages.items():
             if isinstance(stage.sampler, AdaptiveSampler):
+                where = f"calibration of {name}"
                 ranges = [list(ends) for ends in stage.ranges[: stage.measured]]
-                saved = state.get(name)
-                if saved is None or saved["ranges"] != ranges:
-                    raise BSRError(f"calibration: found {saved and saved['ranges']} for {name}, expected {ranges}")
-                stage.sampler.fit(torch.tensor(saved["distances"], dtype=torch.float64))
+                saved = state.get(name, {})
+                if saved.get("ranges") != ranges:
+                    raise BSRError(f"{where}: found the ranges {saved.get('ranges')}, expected {ranges}")
+                stage.sampler.fit(torch.tensor(saved.get("distances", []), dtype=torch.float64), where)

@@ -56,13 +56,16 @@ _DCT = (
 )
 _DCT_GAIN = 8  # coefficients come out in eighths
 
+_NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixels
+
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """Compress and decompress images.
 
     Args:
         x: RGB images in [0, 1], shape (B, …, 3, H, W), any size; rounded to 8 bits first, as any encoder does.
-        quality: Qualities in [1, 100], shape (B,), whole numbers; libjpeg's scale.
+        quality: Qualities in [1, 100] on libjpeg's scale, shape (B,). One between two whole numbers has quantisation
+            tables between theirs: a file that libjpeg could write, though OpenCV does not ask for it.
 
     Returns:
         Tensor: Images of the same shape, on the 8-bit grid. No gradient flows through the roundings.
@@ -136,6 +139,8 @@ def _halve(chroma: Tensor) -> Tensor:
 
 def _double(chroma: Tensor) -> Tensor:
     """Upsample by 2 with libjpeg's triangle filter: 3/4 the nearer and 1/4 the further sample, per axis."""
+    if chroma.shape[-1] <= _NARROW:
+        return chroma.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     above = torch.cat([chroma[..., :1, :], chroma[..., :-1, :]], dim=-2)
     below = torch.cat([chroma[..., 1:, :], chroma[..., -1:, :]], dim=-2)
     rows = torch.stack([3 * chroma + above, 3 * chroma + below], dim=-2).flatten(-3, -2)

@@ -114,8 +114,7 @@ def protocol_settings(protocol: str, scale: int) -> list[Setting]:
     Raises:
         OptionError: The protocol is unknown, or not defined for the scale.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown_name("protocol", protocol, PROTOCOLS)
+    _check_known(protocol)
     return PROTOCOLS[protocol](scale)
 
 
@@ -125,9 +124,13 @@ def protocol_degradation(protocol: str, scale: int) -> ClassicalDegradation:
     Raises:
         OptionError: The protocol is unknown.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown_name("protocol", protocol, PROTOCOLS)
+    _check_known(protocol)
     return ClassicalDegradation(scale)
+
+
+def _check_known(protocol: object) -> None:
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
 
 
 def with_noise_seed(params: Params, seed: int) -> Params:

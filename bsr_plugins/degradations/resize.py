@@ -85,4 +85,4 @@ def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> T
     """
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
-    return rows.apply_rows(columns.apply_columns(x))
+    return columns.apply_columns(rows.apply_rows(x))

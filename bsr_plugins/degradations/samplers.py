@@ -27,7 +27,8 @@ Ranges = Sequence[tuple[float, float]]
 _MAX_GAMMA = 100.0
 _MIN_GRID = 5
 _SURFACE_POINTS = 9
-_CELLS_PER_STEP = 4  # each grid step of a surface is cut this fine before it is weighted
+_LEAST_CHANGE = 1e-3  # grey levels; less than this is rounding
+_CELLS_PER_STEP = 32  # a grid step of a surface is cut so fine, to be below a bin where D is steep, and weighted
 _DISTANCE_BINS = 40  # resolution at which a surface's distances are levelled
 
 
@@ -78,8 +79,8 @@ class AdaptiveSampler(Sampler):
     """Adaptive degradation sampling: D(θ) uniform, once `fit` has been given D on a grid.
 
     With one parameter, D is made monotone and inverted. With two (the widths of an anisotropic kernel) many θ share
-    a D: small cells of the parameter box are drawn with weights that make D uniform, while cells of equal D stay equally
-    likely, as under uniform draws. Parameters beyond these (the angle) are uniform.
+    a D: small cells of the parameter box are drawn with weights that make D uniform, while cells of equal D stay
+    equally likely, as under uniform draws. Parameters beyond these (the angle) are uniform.
 
     Args:
         grid: Grid points of a curve of D, at least 5; over two parameters it is measured on 9 × 9 points.
@@ -88,6 +89,7 @@ class AdaptiveSampler(Sampler):
     def __init__(self, grid: int = 65) -> None:
         self.grid = integer(grid, "sampler.grid", _MIN_GRID)
         self.distances: Tensor | None = None
+        self._cumulative_weights: Tensor | None = None
 
     @property
     def needs_calibration(self) -> bool:  # type: ignore[override]
@@ -95,44 +97,52 @@ class AdaptiveSampler(Sampler):
         return self.distances is None
 
     def nodes(self, ranges: Ranges) -> Tensor:
-        """Return the grid points at which D has to be measured, shape (points, len(ranges)), the last parameter fastest."""
-        points = self._points(len(ranges))
-        axes = [torch.linspace(low, high, points, dtype=torch.float64) for low, high in ranges]
+        """Return the grid points at which to measure D, shape (points, len(ranges)), the last parameter fastest."""
+        axes = [
+            torch.linspace(low, high, points, dtype=torch.float64)
+            for (low, high), points in zip(ranges, self.grid_shape(len(ranges)), strict=True)
+        ]
         return torch.cartesian_prod(*axes).view(-1, len(ranges))
 
-    def _points(self, parameters: int) -> int:
-        """Return the grid points per parameter."""
-        return self.grid if parameters == 1 else _SURFACE_POINTS
+    def grid_shape(self, parameters: int) -> tuple[int, ...]:
+        """Return the grid points per parameter: D on `nodes`, viewed in this shape, is what `fit` takes."""
+        return (self.grid,) if parameters == 1 else (_SURFACE_POINTS,) * parameters
 
-    def fit(self, distances: Tensor) -> None:
+    def fit(self, distances: Tensor, where: str = "ads") -> None:
         """Take D at the grid points.
 
         Args:
-            distances: Degraded distances in the order of `nodes`, for one or two parameters, shape (points,), ≥ 0.
+            distances: Degraded distances at `nodes`, ≥ 0, in the shape that `grid_shape` gives for one or two
+                parameters.
+            where: What they belong to, for messages.
 
         Raises:
-            BSRError: The distances are not finite, do not fit the grid, or are all the same.
+            BSRError: The distances are not finite, do not fit the grid, or hardly change from end to end.
         """
         distances = distances.to("cpu", torch.float64)
-        shapes = {
-            self._points(parameters) ** parameters: [self._points(parameters)] * parameters for parameters in (1, 2)
-        }
-        if len(distances) not in shapes or not bool(distances.isfinite().all()):
-            raise BSRError(f"ads: {len(distances)} distances, expected {' or '.join(map(str, shapes))} finite numbers")
-        if float(distances.max() - distances.min()) <= 0:
-            raise BSRError("ads: the degradation changes nothing on the calibration images, expected real photographs")
-        self.distances = distances.view(shapes[len(distances)])
+        shapes = [self.grid_shape(parameters) for parameters in (1, 2)]
+        if tuple(distances.shape) not in shapes or not bool(distances.isfinite().all()):
+            expected = " or ".join("x".join(map(str, shape)) for shape in shapes)
+            raise BSRError(f"{where}: distances of shape {tuple(distances.shape)}, expected {expected} finite numbers")
+        change = abs(float(distances.flatten()[-1] - distances.flatten()[0]))
+        if change < _LEAST_CHANGE:
+            raise BSRError(
+                f"{where}: the degraded distance changes by {change:g} grey levels over the range, "
+                f"expected at least {_LEAST_CHANGE:g}"
+            )
+        self.distances = distances
+        self._cumulative_weights = _cell_weights(distances).flatten().cumsum(0) if distances.dim() == 2 else None
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
         """See `Sampler.draw`."""
         if self.distances is None:
             raise BSRError("ads: the sampler has not been calibrated; call calibrate() or load_calibration() first")
         units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
-        if self.distances.dim() == 1:
+        if self._cumulative_weights is None:
             units[:, 0] = self._invert(units[:, 0])
         else:
             choice = torch.rand(count, generator=generator, dtype=torch.float64)
-            units[:, :2] = self._pick_cells(choice, units[:, :2])
+            units[:, :2] = _pick_cells(self._cumulative_weights, choice, units[:, :2])
         return _spread(units, ranges)
 
     def _invert(self, units: Tensor) -> Tensor:
@@ -148,24 +158,24 @@ class AdaptiveSampler(Sampler):
         places = (upper - 1 + part.clamp(0, 1)) / (self.grid - 1)
         return 1 - places if falling else places
 
-    def _pick_cells(self, choice: Tensor, jitter: Tensor) -> Tensor:
-        """Return places in [0, 1]²: a cell by weight, then a uniform place in it."""
-        cumulative = self._cell_weights().flatten().cumsum(0)
-        per_axis = _CELLS_PER_STEP * (self._points(2) - 1)
-        cells = torch.searchsorted(cumulative, choice * cumulative[-1]).clamp_max(per_axis**2 - 1)
-        corners = torch.stack([cells // per_axis, cells % per_axis], dim=1)
-        return (corners + jitter) / per_axis
 
-    def _cell_weights(self) -> Tensor:
-        """Return one weight per small cell, shape (n, n): the inverse of how many cells share its distance."""
-        assert self.distances is not None
-        per_axis = _CELLS_PER_STEP * (self._points(2) - 1)
-        fine = F.interpolate(self.distances[None, None], size=(per_axis + 1,) * 2, mode="bilinear", align_corners=True)
-        centres = F.avg_pool2d(fine, kernel_size=2, stride=1)[0, 0]
-        low, high = centres.min(), centres.max()
-        bins = ((centres - low) / (high - low) * _DISTANCE_BINS).long().clamp_max(_DISTANCE_BINS - 1)
-        population = torch.bincount(bins.flatten(), minlength=_DISTANCE_BINS).to(torch.float64)
-        return 1 / population[bins]
+def _cell_weights(distances: Tensor) -> Tensor:
+    """Return one weight per small cell of a surface, shape (n, n): the inverse of how many cells share its distance."""
+    per_axis = _CELLS_PER_STEP * (_SURFACE_POINTS - 1)
+    fine = F.interpolate(distances[None, None], size=(per_axis + 1,) * 2, mode="bilinear", align_corners=True)
+    centres = F.avg_pool2d(fine, kernel_size=2, stride=1)[0, 0]
+    low, high = centres.min(), centres.max()
+    bins = ((centres - low) / (high - low) * _DISTANCE_BINS).long().clamp_max(_DISTANCE_BINS - 1)
+    population = torch.bincount(bins.flatten(), minlength=_DISTANCE_BINS).to(torch.float64)
+    return 1 / population[bins]
+
+
+def _pick_cells(cumulative_weights: Tensor, choice: Tensor, jitter: Tensor) -> Tensor:
+    """Return places in [0, 1]²: a cell by weight, then a uniform place in it."""
+    per_axis = _CELLS_PER_STEP * (_SURFACE_POINTS - 1)
+    cells = torch.searchsorted(cumulative_weights, choice * cumulative_weights[-1]).clamp_max(per_axis**2 - 1)
+    corners = torch.stack([cells // per_axis, cells % per_axis], dim=1)
+    return (corners + jitter) / per_axis
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {"uniform": UniformSampler, "power": PowerSampler, "ads": AdaptiveSampler}

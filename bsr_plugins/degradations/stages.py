@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from bsr_plugins.degradations.samplers import Sampler, build_sampler
+from bsr_plugins.degradations.samplers import Sampler, UniformSampler, build_sampler
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.options import call_with, interval
 
 Block = str | Mapping[str, Any]
+Range = tuple[float, float]
 
 _MAX_NOISE = 255.0
 _MAX_DEGREES = 360.0
@@ -25,17 +27,22 @@ class Stage:
     Attributes:
         ranges: A range per parameter, in the order in which `Sampler.draw` returns them.
         measured: How many of the first parameters an adaptive sampler measures; the others stay uniform.
-        sampler: Draws the parameters.
+        sampler: Draws the parameters; where the measured ones are fixed there is nothing to adapt, and it is uniform.
     """
 
-    ranges: tuple[tuple[float, float], ...]
+    ranges: tuple[Range, ...]
     measured: int
     sampler: Sampler
 
 
+def _stage(where: str, sampler: Block, measured: int, *ranges: Range) -> Stage:
+    built = build_sampler(sampler, f"{where}.sampler")
+    fixed = all(low == high for low, high in ranges[:measured])
+    return Stage(ranges, measured, UniformSampler() if fixed else built)
+
+
 def _iso(where: str, kernel_size: int, sampler: Block, sigma: Any) -> Stage:
-    widths = interval(sigma, f"{where}.sigma", 0.0, kernel_size / 2)
-    return Stage((widths,), 1, build_sampler(sampler, f"{where}.sampler"))
+    return _stage(where, sampler, 1, interval(sigma, f"{where}.sigma", 0.0, kernel_size / 2))
 
 
 def _aniso(where: str, kernel_size: int, sampler: Block, sigma: Any, theta: Any = (0.0, 180.0)) -> Stage:
@@ -44,17 +51,15 @@ def _aniso(where: str, kernel_size: int, sampler: Block, sigma: Any, theta: Any 
         raise OptionError(f"{where}.sigma: {sigma!r}, expected widths above 0 (σ = 0 is for isotropic kernels only)")
     low, high = interval(theta, f"{where}.theta", -_MAX_DEGREES, _MAX_DEGREES)
     angles = (math.radians(low), math.radians(high))
-    return Stage((widths, widths, angles), 2, build_sampler(sampler, f"{where}.sampler"))
+    return _stage(where, sampler, 2, widths, widths, angles)
 
 
 def _noise(where: str, kernel_size: int, sampler: Block, level: Any) -> Stage:  # noqa: ARG001
-    levels = interval(level, f"{where}.level", 0.0, _MAX_NOISE)
-    return Stage((levels,), 1, build_sampler(sampler, f"{where}.sampler"))
+    return _stage(where, sampler, 1, interval(level, f"{where}.level", 0.0, _MAX_NOISE))
 
 
 def _jpeg(where: str, kernel_size: int, sampler: Block, quality: Any) -> Stage:  # noqa: ARG001
-    qualities = interval(quality, f"{where}.quality", *_QUALITIES)
-    return Stage((qualities,), 1, build_sampler(sampler, f"{where}.sampler"))
+    return _stage(where, sampler, 1, interval(quality, f"{where}.quality", *_QUALITIES))
 
 
 _BUILDERS: dict[str, tuple[str, Callable[..., Stage]]] = {
@@ -85,11 +90,7 @@ def build_stage(name: str, block: Mapping[str, Any] | None, kernel_size: int, sa
         return None
     if not isinstance(block, Mapping):
         raise OptionError(f"{where}: expected a block of options, got {block!r}")
-
-    def build(sampler: Block = sampler, **ranges: Any) -> Stage:
-        return call_with(builder, {"where": where, "kernel_size": kernel_size, "sampler": sampler, **ranges}, where)
-
-    return build(**block)
+    return call_with(partial(builder, where, kernel_size), {"sampler": sampler, **block}, where)
 
 
 def parse_types(types: Sequence[str] | None, stages: Mapping[str, Stage | None]) -> list[frozenset[str]]:
@@ -98,8 +99,10 @@ def parse_types(types: Sequence[str] | None, stages: Mapping[str, Stage | None])
     Without a list there is one type, of all the stages that are described.
 
     Raises:
-        OptionError: A stage is unknown or not described, named twice, or a type has two blurs.
+        OptionError: It is no list; a stage is unknown or not described, named twice, or a type has two blurs.
     """
+    if types is not None and not isinstance(types, list | tuple):
+        raise OptionError(f"degradation.types: {types!r}, expected a list such as [bicubic, iso]")
     present = [name for name, stage in stages.items() if stage is not None]
     parsed = []
     for written in ["+".join(present) or CLEAN] if types is None else types:

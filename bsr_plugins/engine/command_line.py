@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from bsr_plugins.errors import BSRError
 
 BAD_INPUT = 2
@@ -28,8 +26,6 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
         pipeline(str(root_path))
     except BSRError as error:
         return _refuse(_own_message(error))
-    except yaml.YAMLError as error:
-        return _refuse("the option file is no YAML: " + " ".join(str(error).split()))
     return 0
 
 

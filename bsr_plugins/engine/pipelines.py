@@ -12,8 +12,9 @@ from typing import Any
 import basicsr.test
 import basicsr.train
 
+from bsr_plugins.engine.option_file import check_option_file
 from bsr_plugins.engine.preflight import check_options
-from bsr_plugins.errors import OptionError
+from bsr_plugins.options import integer
 
 
 def train_pipeline(root_path: str) -> None:
@@ -22,7 +23,7 @@ def train_pipeline(root_path: str) -> None:
     Raises:
         BSRError: The options cannot be used; nothing has been made or moved then.
     """
-    with _checked(basicsr.train):
+    with _checked(basicsr.train, is_train=True):
         basicsr.train.train_pipeline(root_path)
 
 
@@ -32,19 +33,23 @@ def test_pipeline(root_path: str) -> None:
     Raises:
         BSRError: The options cannot be used; nothing has been made or moved then.
     """
-    with _checked(basicsr.test):
+    with _checked(basicsr.test, is_train=False):
         basicsr.test.test_pipeline(root_path)
 
 
 @contextmanager
-def _checked(module: ModuleType) -> Iterator[None]:
+def _checked(module: ModuleType, is_train: bool) -> Iterator[None]:
     """Let the pipeline in `module` check its options as soon as it has read them, for as long as this lasts."""
-    _check_file()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-opt")
+    file = parser.parse_known_args()[0].opt
+    if file is not None:
+        check_option_file(Path(file), is_train)
     stock: Callable[..., tuple[dict[str, Any], argparse.Namespace]] = module.parse_options
 
     def parse_options(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], argparse.Namespace]:
         opt, namespace = stock(*args, **kwargs)
-        if not opt["dist"] and opt["num_gpu"] > 1:
+        if not opt["dist"] and integer(opt["num_gpu"], "num_gpu", 0) > 1:
             print(f"One process runs on one GPU, so num_gpu: 1 in place of {opt['num_gpu']}; torchrun uses them all.")
             opt["num_gpu"] = 1
         check_options(opt)
@@ -55,11 +60,3 @@ def _checked(module: ModuleType) -> Iterator[None]:
         yield
     finally:
         module.parse_options = stock  # type: ignore[attr-defined]
-
-
-def _check_file() -> None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-opt")
-    file = parser.parse_known_args()[0].opt
-    if file is not None and not Path(file).is_file():
-        raise OptionError(f"-opt: {file}: there is no such file")

@@ -14,21 +14,22 @@ from basicsr.utils.registry import (
     METRIC_REGISTRY,
     MODEL_REGISTRY,
 )
+from torch import nn
 
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.degradations import build_degradation
+from bsr_plugins.engine.train_options import build_on_trial, check_epochs, check_loading, check_train_options
 from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.models.blind_sr_model import check_device
-from bsr_plugins.options import build_from_block
+from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
 
 
 def check_options(opt: Mapping[str, Any]) -> None:
     """Check a run's options, as BasicSR's `parse_options` returns them.
 
-    Networks are built for trial, and images found and their headers read, as these are what most often fails later.
-    The random state is left as it was.
+    Networks, losses and optimisers are built for trial, and images found and their headers read, as these are what most
+    often fails later. The random state is left as it was.
 
     Raises:
         BSRError: Something cannot be used.
@@ -38,17 +39,19 @@ def check_options(opt: Mapping[str, Any]) -> None:
         if not isinstance(block, Mapping) or "type" not in block:
             raise OptionError(f"{place}: expected a block with the key 'type', got {block!r}")
         _check_name(f"{place}.type", block["type"], registry)
-    _check_name("model_type", opt.get("model_type"), MODEL_REGISTRY)
-    _check_files(opt)
-    if "degradation" in opt:
-        build_degradation({"scale": opt.get("scale"), **opt["degradation"]})
-    for dataset_opt in opt["datasets"].values():
-        if issubclass(DATASET_REGISTRY.get(dataset_opt["type"]), PairedDegradationDataset):
-            _check_dataset(dataset_opt)
-    _check_networks(opt)
+    _check_name("model_type", opt["model_type"], MODEL_REGISTRY)
     model = MODEL_REGISTRY.get(opt["model_type"])
-    if hasattr(model, "check_options"):
+    _check_files(opt)
+    _check_degradation(opt)
+    with torch.random.fork_rng(devices=[]):
+        if opt["is_train"]:
+            check_train_options(opt["train"], model)
+        networks = {key: _build_network(key, opt) for key in opt if key.startswith("network_")}
+    for phase, dataset_opt in opt["datasets"].items():
+        _check_dataset(f"datasets.{phase}", dataset_opt, opt)
+    if issubclass(model, BlindSRModel):
         model.check_options(opt)
+        model.check_networks(opt, networks)
 
 
 def _named_blocks(opt: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -73,23 +76,38 @@ def _check_name(place: str, name: object, registry: Any) -> None:
 
 def _check_files(opt: Mapping[str, Any]) -> None:
     for key, value in opt["path"].items():
-        if value is not None and (key.startswith("pretrain_network") or key == "resume_state"):
-            if not Path(value).is_file():
-                raise OptionError(f"path.{key}: {value}: there is no such file")
+        names_file = key.startswith("pretrain_network") or key == "resume_state"
+        if names_file and value is not None and not Path(value).is_file():
+            raise OptionError(f"path.{key}: {value}: there is no such file")
 
 
-def _check_dataset(dataset_opt: Mapping[str, Any]) -> None:
+def _check_degradation(opt: Mapping[str, Any]) -> None:
+    block, scale = opt.get("degradation"), opt.get("scale")
+    if block is None:
+        return
+    built = build_degradation({"scale": scale, **block} if isinstance(block, Mapping) else block)
+    if built.scale != scale:
+        raise OptionError(f"degradation.scale: {built.scale}, expected scale, which is {scale!r}")
+
+
+def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any]) -> None:
+    if dataset_opt["phase"] == "train":
+        check_loading(place, dataset_opt)
+    if not issubclass(DATASET_REGISTRY.get(dataset_opt["type"]), PairedDegradationDataset):
+        return
     options = read_options(dataset_opt)
     if not isinstance(options, PatchOptions):
         WholeImages(options)
         return
-    options.find_images()
     if options.degrade_on == "worker":
         options.build_degradation()
+    check_epochs(len(options.find_images()), place, opt)
 
 
-def _check_networks(opt: Mapping[str, Any]) -> None:
-    with torch.random.fork_rng(devices=[]):
-        for key, block in opt.items():
-            if key.startswith("network_"):
-                build_from_block(block, dict(iter(ARCH_REGISTRY)), key)
+def _build_network(key: str, opt: Mapping[str, Any]) -> nn.Module:
+    block = opt[key]
+    upscale, scale = block.get("upscale"), opt.get("scale")
+    if upscale is not None and scale is not None and upscale != scale:
+        raise OptionError(f"{key}.upscale: {upscale!r}, expected scale, which is {scale!r}")
+    network: nn.Module = build_on_trial(block, ARCH_REGISTRY.get(block["type"]), key)
+    return network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from mmengine.dist import all_reduce_params
 from torch import Tensor, nn
 
+from bsr_plugins.archs import MoCo
 from bsr_plugins.degradations import Params, degraded_distance, sigma_align
 from bsr_plugins.errors import OptionError
 from bsr_plugins.metrics.representation import embedding_spread
@@ -19,15 +20,25 @@ from bsr_plugins.registration import register
 
 
 class EncoderPhase(NamedTuple):
-    """The first iterations, in which only the encoder learns (DASR: 100 epochs at 1e-3).
+    """The first iterations, in which only the encoder learns.
+
+    DASR's are 100 epochs at 1e-3, a tenth of it after 60, an epoch being 1000 iterations.
 
     Attributes:
         iters: How many they are; 0 for none.
-        lr: Their learning rate, constant.
+        lr: The learning rate at first.
+        milestones: After how many iterations it is multiplied by `gamma`.
+        gamma: See there.
     """
 
     iters: int = 0
     lr: float = 1e-3
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+
+    def lr_at(self, iteration: int) -> float:
+        """Return the learning rate of an iteration, which counts from 1."""
+        return self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
 
 
 class SigmaAlignment(NamedTuple):
@@ -55,8 +66,8 @@ class AACLModel(BlindSRModel):
     * `train.contrastive_opt`: the loss (`InfoNCELoss`);
     * `train.sigma_alignment: {keep: 2, max_std: null}`: see `SigmaAlignment`. A set whose deviation is above `max_std`
       is left out of the contrast, not of the restoration, and its keys still serve as negatives;
-    * `train.encoder_phase: {iters: N, lr: 0.001}`: see `EncoderPhase`. The schedule of `train.scheduler` and the
-      warm-up count from the end of the phase; `total_iter` includes it.
+    * `train.encoder_phase: {iters: N, lr: 0.001, milestones: [], gamma: 0.1}`: see `EncoderPhase`. The schedule of
+      `train.scheduler` and the warm-up count from the end of the phase; `total_iter` includes it.
 
     Logged besides the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
     1 / (1 + number of keys)), `embedding_spread` (0 collapsed, 1 even), `align_std` (mean deviation of the kept sets,
@@ -75,12 +86,8 @@ class AACLModel(BlindSRModel):
         """Build the contrastive loss and read the settings of alignment and encoder phase."""
         train_opt = self.opt["train"]
         self.cri_contrast = self.build_train_loss("contrastive_opt")
-        self.alignment = _alignment(train_opt.get("sigma_alignment", {}))
-        self.encoder_phase = _encoder_phase(train_opt.get("encoder_phase", {}), train_opt["total_iter"])
-        batch = self.opt["datasets"]["train"]["batch_size_per_gpu"] * self.opt["world_size"]
-        keys, queue_size = batch * (self.alignment.keep - 1), self.bare_moco.queue.shape[1]
-        if keys > queue_size:
-            raise OptionError(f"network_moco.queue_size: {queue_size}, expected at least {keys}, the keys of one step")
+        self.alignment = _alignment(train_opt)
+        self.encoder_phase = _encoder_phase(train_opt)
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
@@ -89,21 +96,38 @@ class AACLModel(BlindSRModel):
         if not opt["is_train"]:
             return
         dataset_opt, train_opt = opt["datasets"]["train"], opt["train"]
-        for key, holder in (("degradation", opt), ("network_moco", opt), ("contrastive_opt", train_opt)):
-            if key not in holder:
-                raise OptionError(f"{key}: the block is missing, {cls.__name__} needs it")
+        blocks = {"degradation": opt, "network_moco": opt, "train.contrastive_opt": train_opt}
+        for place, holder in blocks.items():
+            if holder.get(place.removeprefix("train.")) is None:
+                raise OptionError(f"{place}: the block is missing, {cls.__name__} needs it")
         if dataset_opt.get("degrade_on") != "device":
             raise OptionError(
                 f"datasets.train.degrade_on: {dataset_opt.get('degrade_on')!r}, expected 'device', "
                 f"since {cls.__name__} contrasts views under one degradation"
             )
-        keep = _alignment(train_opt.get("sigma_alignment", {})).keep
+        keep = _alignment(train_opt).keep
         if dataset_opt.get("num_views", 1) < keep:
             raise OptionError(
                 f"datasets.train.num_views: {dataset_opt.get('num_views', 1)}, expected at least "
                 f"train.sigma_alignment.keep, which is {keep}"
             )
-        _encoder_phase(train_opt.get("encoder_phase", {}), train_opt["total_iter"])
+        _encoder_phase(train_opt)
+
+    @classmethod
+    def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
+        """See `BlindSRModel.check_networks`."""
+        if not opt["is_train"]:
+            return
+        net_g, moco = networks["network_g"], networks["network_moco"]
+        if not isinstance(moco, MoCo):
+            raise OptionError(f"network_moco.type: {opt['network_moco']['type']!r}, expected 'MoCo'")
+        if not isinstance(getattr(net_g, "encoder", None), nn.Module):
+            raise OptionError(f"network_g.type: {opt['network_g']['type']!r}, expected a network with an encoder")
+        moco.check_encoder(net_g.encoder)  # type: ignore[arg-type]
+        batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
+        keys, queue_size = batch * (_alignment(opt["train"]).keep - 1), moco.queue.shape[1]
+        if keys > queue_size:
+            raise OptionError(f"network_moco.queue_size: {queue_size}, expected at least {keys}, the keys of one step")
 
     @property
     def bare_moco(self) -> Any:
@@ -118,8 +142,7 @@ class AACLModel(BlindSRModel):
     def start_training_network(self, name: str, network: nn.Module) -> None:
         """Let the key side start where the encoder is."""
         super().start_training_network(name, network)
-        if not hasattr(self.bare_net_g, "encoder"):
-            raise OptionError(f"network_g.type: {self.opt['network_g']['type']!r}, expected a network with an encoder")
+        self.check_networks(self.opt, {"network_g": self.bare_net_g, "network_moco": network})
         network.start_from(self.bare_net_g.encoder)  # type: ignore[operator]
 
     @property
@@ -131,7 +154,8 @@ class AACLModel(BlindSRModel):
         """Set the learning rate: the phase's own, then the schedule from its beginning."""
         since = current_iter - self.encoder_phase.iters
         if since <= 0:
-            self._set_lr([[self.encoder_phase.lr] * len(o.param_groups) for o in self.optimizers])
+            lr = self.encoder_phase.lr_at(current_iter)
+            self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
             return
         if since == 1:
             self._set_lr(self._get_init_lr())
@@ -184,16 +208,21 @@ class AACLModel(BlindSRModel):
         self.bare_moco.enqueue(self.keys)
 
 
-def _alignment(block: Mapping[str, Any]) -> SigmaAlignment:
-    alignment = call_with(SigmaAlignment, block, "train.sigma_alignment")
+def _alignment(train_opt: Mapping[str, Any]) -> SigmaAlignment:
+    alignment = call_with(SigmaAlignment, train_opt.get("sigma_alignment") or {}, "train.sigma_alignment")
     integer(alignment.keep, "train.sigma_alignment.keep", 2)
     if alignment.max_std is not None:
         number(alignment.max_std, "train.sigma_alignment.max_std", 0.0)
     return alignment
 
 
-def _encoder_phase(block: Mapping[str, Any], total_iter: int) -> EncoderPhase:
-    phase = call_with(EncoderPhase, block, "train.encoder_phase")
-    integer(phase.iters, "train.encoder_phase.iters", 0, total_iter)
+def _encoder_phase(train_opt: Mapping[str, Any]) -> EncoderPhase:
+    phase = call_with(EncoderPhase, train_opt.get("encoder_phase") or {}, "train.encoder_phase")
+    integer(phase.iters, "train.encoder_phase.iters", 0, train_opt["total_iter"])
     number(phase.lr, "train.encoder_phase.lr", 0.0)
+    number(phase.gamma, "train.encoder_phase.gamma", 0.0, 1.0)
+    if not isinstance(phase.milestones, list | tuple):
+        raise OptionError(f"train.encoder_phase.milestones: {phase.milestones!r}, expected a list of iterations")
+    for milestone in phase.milestones:
+        integer(milestone, "train.encoder_phase.milestones", 1)
     return phase

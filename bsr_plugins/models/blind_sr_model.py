@@ -61,11 +61,19 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         check_device(opt)
         if opt["is_train"]:
             views = opt["datasets"]["train"].get("degrade_on") == "device"
-            if views != ("degradation" in opt):
+            if views != (opt.get("degradation") is not None):
                 raise OptionError(
                     f"degradation: the block is {'missing' if views else 'given'}, but datasets.train.degrade_on is "
                     f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
                 )
+
+    @classmethod
+    def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
+        """Check whether the networks, by the keys of their blocks, fit the options and each other; here all do.
+
+        Raises:
+            OptionError: They do not.
+        """
 
     def init_training_settings(self) -> None:
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
@@ -224,4 +232,6 @@ def check_device(opt: Mapping[str, Any]) -> None:
 @master_only  # type: ignore[untyped-decorator]
 def _write_json(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content))
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(file)  # at once, as other ranks read it

@@ -1,0 +1,65 @@
+"""Whether an option file can be read, and holds what BasicSR's pipelines look up without asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bsr_plugins.errors import OptionError
+
+_ALWAYS = ("name", "model_type", "num_gpu", "path", "datasets")
+_IN_TRAINING = (
+    "datasets.train.batch_size_per_gpu",
+    "datasets.train.num_worker_per_gpu",
+    "train.total_iter",
+    "logger.print_freq",
+    "logger.save_checkpoint_freq",
+    "logger.use_tb_logger",
+)
+_IN_VALIDATION = ("val.val_freq", "val.save_img")
+_IN_TEST = ("val.save_img", "val.suffix")
+_IN_DATASETS = ("name", "type")
+
+
+def check_option_file(file: Path, is_train: bool) -> None:
+    """Check an option file before BasicSR reads it.
+
+    Args:
+        file: The file of `-opt`.
+        is_train: Whether it is for training.
+
+    Raises:
+        OptionError: There is no such file, it is no YAML, or a block or key is missing.
+    """
+    if not file.is_file():
+        raise OptionError(f"-opt: {file}: there is no such file")
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise OptionError(f"-opt: {file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    _demand(file, content, _ALWAYS)
+    _demand(file, content["path"], (), "path.")
+    _demand(file, content["datasets"], (), "datasets.")
+    for phase, dataset in content["datasets"].items():
+        _demand(file, dataset, _IN_DATASETS, f"datasets.{phase}.")
+    if not is_train:
+        _demand(file, content, _IN_TEST)
+        return
+    _demand(file, content, _IN_TRAINING)
+    if content.get("val") is not None:
+        _demand(file, content, _IN_VALIDATION)
+
+
+def _demand(file: Path, block: Any, places: Iterable[str], where: str = "") -> None:
+    """Check that `block`, at `where`, is one, and that it has a key at every place; dots lead into inner blocks."""
+    if not isinstance(block, Mapping):
+        raise OptionError(f"-opt: {file}: {where.rstrip('.') or 'the file'}: {block!r}, expected a block of keys")
+    for place in places:
+        key, _, rest = place.partition(".")
+        if key not in block:
+            raise OptionError(f"-opt: {file}: {where}{key}: the key is missing")
+        if rest:
+            _demand(file, block[key], (rest,), f"{where}{key}.")

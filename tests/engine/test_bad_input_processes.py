@@ -1,0 +1,46 @@
+"""Bad input as a user meets it: real processes of the tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.conftest import Options, Project
+
+
+def test_a_missing_folder(project: Project, aacl_options: Options) -> None:
+    aacl_options["datasets"]["train"]["dataroot_gt"] = "datasets/DIV2K"
+    outcome = project.tool("train", aacl_options)
+    assert outcome.status == 2
+    expected = "error: dataset 'train'.dataroot_gt: 'datasets/DIV2K' is missing or no folder"
+    assert outcome.output.splitlines()[-1].startswith(expected)
+    assert len(outcome.output.splitlines()) == 2
+    assert project.experiments == []
+
+
+def test_a_truncated_image_behind_workers_and_prefetcher(
+    project: Project, aacl_options: Options, photographs: Path
+) -> None:
+    folder = project.root / "images"
+    folder.mkdir()
+    data = (photographs / "coffee0.png").read_bytes()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(data[:-2000] if number == 2 else data)
+    loading = {"num_worker_per_gpu": 1, "prefetch_mode": "cpu", "num_prefetch_queue": 2}
+    aacl_options["datasets"]["train"] |= {"dataroot_gt": "images", **loading}
+    outcome = project.tool("train", aacl_options)
+    assert outcome.status == 2
+    (complaint,) = (line for line in outcome.output.splitlines() if "ERROR: " in line)
+    assert "ERROR: images/2.png: cannot be decoded" in complaint
+    assert "Traceback" not in outcome.output
+
+
+def test_a_checkpoint_that_is_not_there(project: Project, aacl_options: Options) -> None:
+    del aacl_options["datasets"]["train"]
+    aacl_options["path"]["pretrain_network_g"] = "experiments/tiny/models/net_g_latest.pth"
+    outcome = project.tool("test", aacl_options)
+    assert outcome.status == 2
+    line = "error: path.pretrain_network_g: experiments/tiny/models/net_g_latest.pth: there is no such file"
+    assert outcome.output.splitlines()[-1] == line
+    assert not (project.root / "results").exists()

@@ -1,0 +1,205 @@
+"""Options that cannot be used: one line and a status, at start-up, with nothing made or moved."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Options, Outcome, Project
+
+Run = Callable[..., "Outcome"]
+MISSING = object()
+
+CASES: list[tuple[str, Any, str]] = [
+    # place, value, what the line says
+    ("datasets.train.dataroot_gt", "/no/such", "dataset 'train'.dataroot_gt: '/no/such' is missing or no folder"),
+    ("datasets.val.dataroot_gt", "/no/such", "dataset 'val'.dataroot_gt: '/no/such' is missing or no folder"),
+    ("datasets.train.gt_size", 66, "dataset 'train'.gt_size: 66, expected a multiple of scale 4"),
+    ("datasets.train.gt_size", 128, "astronaut0.png: is 96x96, expected both sides at least gt_size 128"),
+    ("datasets.train.gt_sze", 64, "dataset 'train'.gt_sze: unknown key, .*did you mean 'gt_size'"),
+    ("datasets.val.protocol", "sixx", "unknown name 'sixx', .*did you mean 'six'"),
+    ("datasets.val.protocl", "six", "dataset 'val'.protocl: unknown key, .*did you mean 'protocol'"),
+    (
+        "datasets.train.type",
+        "PairedDegradationDatset",
+        "datasets.train.type: .*did you mean 'PairedDegradationDataset'",
+    ),
+    ("datasets.train.num_views", 1, "datasets.train.num_views: 1, expected at least train.sigma_alignment.keep, .* 2"),
+    ("datasets.train.degrade_on", "worker", "dataset 'train'.num_views: 3 has no use with degrade_on: worker"),
+    ("datasets.train.batch_size_per_gpu", "8", "datasets.train.batch_size_per_gpu: '8', expected a whole number"),
+    ("datasets.train.batch_size_per_gpu", 900, "end the run after 0 of 4 iterations"),
+    ("datasets.train.num_worker_per_gpu", -1, "datasets.train.num_worker_per_gpu: -1, expected a whole number"),
+    (
+        "datasets.train.prefetch_mode",
+        "gpu",
+        "datasets.train.prefetch_mode: unknown name 'gpu', expected one of cpu, cuda",
+    ),
+    ("datasets.train.prefetch_mode", "cuda", "datasets.train.pin_memory: None, expected true with prefetch_mode: cuda"),
+    ("datasets.train", MISSING, "datasets.train: the key is missing"),
+    ("datasets.val", None, "datasets.val: None, expected a block"),
+    ("network_g.backbone", "edrs", "network_g.backbone: unknown name 'edrs', .*did you mean 'edsr'"),
+    ("network_g.type", "AACLNett", "network_g.type: unknown name 'AACLNett', .*did you mean 'AACLNet'"),
+    ("network_g.num_fet", 8, "network_g.num_fet: unknown key, .*did you mean 'num_feat'"),
+    ("network_g.num_feat", "8", "network_g.num_feat: '8', expected a whole number"),
+    ("network_g.upscale", 2, "network_g.upscale: 2, expected scale, which is 4"),
+    ("network_g.encoder_num_feat", 4, "network_moco.encoder: builds another network than the encoder that is trained"),
+    ("network_g", {"type": "MSRResNet"}, "network_g.type: 'MSRResNet', expected a network with an encoder"),
+    ("network_g", {"type": "MSRResNet", "num_feat": "x"}, "network_g: MSRResNet cannot be built from this block"),
+    ("network_g", "AACLNet", "network_g: expected a block with the key 'type', got 'AACLNet'"),
+    ("network_moco.type", "MoCoo", "network_moco.type: unknown name 'MoCoo', .*did you mean 'MoCo'"),
+    ("network_moco.queue", 64, "network_moco.queue: unknown key, .*did you mean 'queue_size'"),
+    ("network_moco.encoder.num_fet", 8, "network_moco.encoder.num_fet: unknown key, .*did you mean 'num_feat'"),
+    ("network_moco.dim", 16, "network_moco.dim: 16, expected 32"),
+    ("network_moco.queue_size", 3, "network_moco.queue_size: 3, expected at least 4, the keys of one step"),
+    ("network_moco", MISSING, "network_moco: the block is missing, AACLModel needs it"),
+    ("degradation.type", "ClasicalDegradation", "degradation.type: .*did you mean 'ClassicalDegradation'"),
+    ("degradation.sampler", "adz", "degradation.sampler.*: unknown name 'adz', .*did you mean 'ads'"),
+    ("degradation.blur_iso.sigma", [0.2, 40], "degradation.blur_iso.sigma: .*40.*, expected"),
+    ("degradation.blur_aniso.sigma", [0, 4], "degradation.blur_aniso.sigma: .*0, 4.*expected widths above 0"),
+    ("degradation.jpeg.quality", [0, 95], "degradation.jpeg.quality: .*0.*, expected"),
+    ("degradation.noise.level", [-1, 5], "degradation.noise.level: .*-1.*, expected"),
+    ("degradation.types", ["iso+nois"], "degradation.types: .*unknown name 'nois', .*did you mean 'noise'"),
+    ("degradation.blur_is", {}, "degradation.blur_is: unknown key, .*did you mean 'blur_iso'"),
+    ("degradation.scale", 2, "degradation.scale: 2, expected scale, which is 4"),
+    ("degradation", None, "degradation: the block is missing"),
+    ("model_type", "AACLModl", "model_type: unknown name 'AACLModl', .*did you mean 'AACLModel'"),
+    ("num_gpu", 1, "num_gpu: 1, but there is no CUDA device here, expected 0"),
+    ("num_gpu", "two", "num_gpu: 'two', expected a whole number"),
+    ("num_gpu", MISSING, "num_gpu: the key is missing"),
+    ("scale", "4", "degradation.scale: '4', expected a whole number"),
+    ("path.pretrain_network_g", "/no/g.pth", "path.pretrain_network_g: /no/g.pth: there is no such file"),
+    ("path.pretrain_network_moco", "/no/m.pth", "path.pretrain_network_moco: /no/m.pth: there is no such file"),
+    ("path.resume_state", "/no/1.state", "path.resume_state: /no/1.state: there is no such file"),
+    ("path", None, "path: None, expected a block"),
+    ("train.total_iter", "4k", "train.total_iter: '4k', expected a number"),
+    ("train.ema_decay", 2, "train.ema_decay: 2, expected a number"),
+    ("train.pixel_opt.type", "L1Los", "train.pixel_opt.type: unknown name 'L1Los', .*did you mean 'L1Loss'"),
+    ("train.pixel_opt.loss_wieght", 1, "train.pixel_opt.loss_wieght: unknown key, .*did you mean 'loss_weight'"),
+    ("train.pixel_opt.reduction", "men", "train.pixel_opt: L1Loss cannot be built .*Unsupported reduction mode: men"),
+    ("train.pixel_opt", None, "train.pixel_opt: expected this block"),
+    ("train.perceptual_opt", {"type": "PerceptualLoss", "layers": 1}, "train.perceptual_opt.layers: unknown key"),
+    ("train.contrastive_opt", None, "train.contrastive_opt: the block is missing"),
+    ("train.contrastive_opt.temperature", 0, "temperature: 0, expected a number"),
+    ("train.contrastive_opt.temprature", 1, "train.contrastive_opt.temprature: unknown key"),
+    ("train.encoder_phase.iters", 5, "train.encoder_phase.iters: 5, expected a whole number in .0, 4"),
+    ("train.sigma_alignment.kep", 2, "train.sigma_alignment.kep: unknown key, .*did you mean 'keep'"),
+    ("train.optim_g.lr", "1e-4", "train.optim_g.lr: '1e-4', expected a number"),
+    ("train.optim_g.type", "Adamm", "train.optim_g.type: unknown name 'Adamm', .*did you mean 'Adam'"),
+    ("train.optim_g.beta", [0.9, 0.9], "train.optim_g.beta: unknown key, .*did you mean 'betas'"),
+    ("train.optim_g", None, "train.optim_g: expected a block with the key 'type', got None"),
+    ("train.scheduler.type", "MultiStep", "train.scheduler.type: unknown name 'MultiStep', .*did you mean"),
+    ("train.scheduler.milestone", [1], "train.scheduler.milestone: unknown key, .*did you mean 'milestones'"),
+    ("val.metrics.psnr.type", "calculate_psn", "val.metrics.psnr.type: .*did you mean 'calculate_psnr'"),
+    ("val.val_freq", MISSING, "val.val_freq: the key is missing"),
+    ("logger.print_freq", MISSING, "logger.print_freq: the key is missing"),
+]
+
+
+def change(options: Options, place: str, value: Any) -> None:
+    block = options
+    *folders, last = place.split(".")
+    for folder in folders:
+        block = block[folder]
+    if value is MISSING:
+        del block[last]
+    else:
+        block[last] = value
+
+
+def assert_refused(outcome: Outcome, message: str) -> None:
+    """Check for one line of complaint, a status, and nothing else but what BasicSR says at its start."""
+    assert outcome.status == 2, outcome.output
+    lines = [line for line in outcome.output.splitlines() if line != "Disable distributed."]
+    assert len(lines) == 1, outcome.output
+    assert lines[0].startswith("error: ")
+    assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), CASES, ids=[f"{place}={value}" for place, value, _ in CASES])
+def test_a_training_run_is_refused(
+    project: Project, aacl_options: Options, in_process: Run, place: str, value: Any, message: str
+) -> None:
+    for folder in ("experiments", "tb_logger"):
+        (project.root / folder / "tiny").mkdir(parents=True)
+        (project.root / folder / "tiny" / "earlier").touch()
+    aacl_options["logger"]["use_tb_logger"] = True
+    change(aacl_options, place, value)
+    assert_refused(in_process("train", aacl_options), message)
+    for folder in ("experiments", "tb_logger"):
+        left = [str(file.relative_to(project.root / folder)) for file in sorted((project.root / folder).rglob("*"))]
+        assert left == ["tiny", "tiny/earlier"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("datasets.val.dataroot_gt", "/no/such", "dataset 'test'.dataroot_gt: '/no/such' is missing or no folder"),
+        ("datasets.val.settings", ["is"], "dataset 'test'.settings: unknown name 'is', .*did you mean 'iso'"),
+        ("network_g.backbone", "edrs", "network_g.backbone: unknown name 'edrs'"),
+        ("path.pretrain_network_g", "/no/g.pth", "path.pretrain_network_g: /no/g.pth: there is no such file"),
+        ("val.suffix", MISSING, "val.suffix: the key is missing"),
+        ("val.metrics.psnr.type", "psnr", "val.metrics.psnr.type: unknown name 'psnr'"),
+        ("num_gpu", 1, "num_gpu: 1, but there is no CUDA device here"),
+    ],
+)
+def test_a_test_run_is_refused(
+    project: Project, aacl_options: Options, in_process: Run, place: str, value: Any, message: str
+) -> None:
+    (project.root / "results" / "tiny").mkdir(parents=True)
+    change(aacl_options, place, value)
+    del aacl_options["datasets"]["train"]
+    aacl_options["datasets"]["test"] = {**aacl_options["datasets"].pop("val"), "name": "test"}
+    assert_refused(in_process("test", aacl_options), message)
+    assert [folder.name for folder in (project.root / "results").iterdir()] == ["tiny"]
+
+
+def test_a_folder_without_images(project: Project, aacl_options: Options, in_process: Run) -> None:
+    (project.root / "empty").mkdir()
+    aacl_options["datasets"]["train"]["dataroot_gt"] = ["empty"]
+    assert_refused(in_process("train", aacl_options), "dataset 'train'.dataroot_gt: 'empty' holds no image, expected")
+    assert project.experiments == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", r"options.yml: cannot be read as YAML: .*line 1, column 8"),
+        ("name: tiny\n\tscale: 4", r"options.yml: cannot be read as YAML: .*line 2, column 1"),
+        ("\x00\xff", r"options.yml: cannot be read as YAML: "),
+        ("", r"options.yml: the file: None, expected a block"),
+        ("- 1", r"options.yml: the file: \[1\], expected a block"),
+        ("name: tiny", r"options.yml: model_type: the key is missing"),
+    ],
+)
+def test_an_option_file_that_is_none(
+    project: Project, in_process: Run, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    def write(_options: Options) -> Path:
+        file = project.root / "options.yml"
+        file.write_bytes(text.encode("latin-1"))
+        return file
+
+    monkeypatch.setattr(project, "write", write)
+    assert_refused(in_process("train", {}), message)
+
+
+def test_an_option_file_that_is_not_there(project: Project, in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "write", lambda _options: "options/trian.yml")
+    assert_refused(in_process("train", {}), "-opt: options/trian.yml: there is no such file")
+
+
+def test_the_cases_start_from_options_that_run(project: Project, aacl_options: Options, in_process: Run) -> None:
+    before = copy.deepcopy(aacl_options)
+    outcome = in_process("train", aacl_options)
+    assert outcome.status == 0
+    assert project.experiments == ["tiny"]
+    assert aacl_options == before
+    assert (project.root / "experiments" / "tiny" / "models" / "net_moco_latest.pth").is_file()
+    for line in ("iter:       4", "l_pix: ", "l_contrast: ", "# psnr: ", "# ssim: "):
+        assert line in outcome.output

@@ -1,0 +1,71 @@
+"""The benchmark of the degradations, at a size that takes no time."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "bench_degradations.py"
+TINY = ["--size", "96", "--repeats", "1", "--batch", "2", "--views", "1", "--threads", "1"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_degradations", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_prints_the_agreement_and_the_times(project: Project) -> None:
+    outcome = project.python("tools/bench_degradations.py", *TINY)
+    assert outcome.status == 0, outcome.output
+    greatest = re.search(r"Greatest difference: (\S+) grey levels", outcome.output)
+    assert greatest is not None, outcome.output
+    assert 0 < float(greatest[1]) < 1e-3
+    rows = [line for line in outcome.output.splitlines() if re.match(r"\| (one|2×1), .* 1 \|", line)]
+    assert len(rows) == 6, outcome.output
+    assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split("|")[3:])
+
+
+def test_disagreement_is_a_failure_and_nothing_is_timed(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *TINY])
+    monkeypatch.setattr(bench, "draw_up", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
+    assert bench.main() == 1
+    printed = capsys.readouterr().out
+    assert "Greatest difference" in printed
+    assert "plain, ms" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "98"], "--size 98: expected a multiple of 4, at least 84"),
+        (["--threads", "1", "0"], "expected whole numbers above 0"),
+    ],
+)
+def test_arguments_out_of_range_are_an_error(
+    arguments: list[str],
+    message: str,
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert message in capsys.readouterr().err

@@ -1,0 +1,191 @@
+"""Time blur and bicubic downsampling against the plain way, after checking that the two agree.
+
+`python tools/bench_degradations.py` prints two Markdown tables: the greatest differences, and the times. The plain way
+is a grouped `conv2d` over the reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as
+training calls it. Both draw up their kernels from the same parameters; the last column leaves that, and what else comes
+with a call of the degradation, out of both. The two are timed in turn: either some calls of the one, then some of the
+other, or call by call, where each finds the caches cold. Exit status 1 if they differ by more than 1e-3 grey levels;
+times are printed, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from skimage import data
+from torch import Tensor
+
+from bsr_plugins.analysis.timing import time_in_turn
+from bsr_plugins.degradations import ClassicalDegradation, Params, classical_params
+from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
+from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
+from bsr_plugins.degradations.resize import BORDERS, border_indices, cubic
+
+AGREEMENT = 1e-3  # grey levels
+GREY_LEVELS = 255
+KERNEL_SIZE = 21
+KINDS = ("isotropic", "anisotropic")
+CALLS_IN_A_ROW = 10
+
+
+class Case(NamedTuple):
+    """What is timed: so many samples of so many views, in runs of so many calls."""
+
+    name: str
+    batch: int
+    views: int
+    repeats: int
+    calls: int
+
+
+@lru_cache
+def gather_taps(size: int, scale: int, border: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return where the bicubic reads and with which weights, both of shape (size / scale, 4 · scale)."""
+    centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale - 0.5
+    indices = torch.ceil(centres - 2 * scale).long()[:, None] + torch.arange(4 * scale)
+    weights = cubic((centres[:, None] - indices) / scale)
+    weights /= weights.sum(1, keepdim=True)
+    return border_indices(indices, size, border).to(device), weights.to(device, dtype)
+
+
+def plain_way(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") -> Tensor:
+    """Blur at every HR pixel, then gather: (B, V, 3, H, W), (B, k, k) -> (B, V, 3, H/s, W/s)."""
+    planes = x.flatten(0, 2)
+    padded = F.pad(planes, (kernels.shape[-1] // 2,) * 4, mode="reflect")
+    filters = kernels.repeat_interleave(len(planes) // len(x), 0)[:, None]
+    blurred = F.conv2d(padded[None], filters, groups=len(planes))[0]
+    indices, weights = gather_taps(x.shape[-2], scale, border, x.dtype, x.device)
+    rows = (blurred[:, indices] * weights[:, :, None]).sum(2)
+    indices, weights = gather_taps(x.shape[-1], scale, border, x.dtype, x.device)
+    return (rows[:, :, indices] * weights).sum(-1).view(*x.shape[:3], rows.shape[1], len(indices))
+
+
+def draw_up(params: Params, like: Tensor) -> Tensor:
+    """Return the 2-D kernels of `params`."""
+    return gaussian_kernels(params["lambda1"], params["lambda2"], params["theta"], KERNEL_SIZE).to(like)
+
+
+def parameters(kind: str, batch: int) -> Params:
+    """Return parameters of a batch, another kernel for each sample."""
+    widths = torch.linspace(0.8, 4.0, batch + 2)[1:-1]
+    if kind == "isotropic":
+        return classical_params(widths.tolist())
+    return classical_params(widths.tolist(), (widths.flip(0) / 2).tolist(), torch.linspace(0.5, 2.5, batch).tolist())
+
+
+def photographs(batch: int, views: int, height: int, width: int) -> Tensor:
+    """Cut views out of a photograph, float64 in [0, 1], shape (batch, views, 3, height, width)."""
+    image = torch.from_numpy(data.astronaut()).permute(2, 0, 1).double() / GREY_LEVELS
+    crops = []
+    for number in range(batch * views):
+        rows = border_indices(torch.arange(height) + 7 * number, image.shape[1], "mirror")
+        columns = border_indices(torch.arange(width) + 5 * number, image.shape[2], "mirror")
+        crops.append(image[:, rows][:, :, columns])
+    return torch.stack(crops).view(batch, views, 3, height, width)
+
+
+def differences(size: int, scale: int, device: torch.device) -> list[tuple[str, str, str, float]]:
+    """Compare with the plain way in float64, before rounding.
+
+    Returns:
+        list[tuple[str, str, str, float]]: Images, kernel, border of the bicubic, greatest difference in grey levels.
+    """
+    found = []
+    for height, width in ((size, size), (size // 2 // scale * scale + scale, size - scale)):
+        x = photographs(2, 2, height, width).to(device)
+        for kind in KINDS:
+            params = parameters(kind, len(x))
+            for border in BORDERS:
+                degradation = ClassicalDegradation(scale, KERNEL_SIZE, border, round_to_8bit=False)
+                expected = plain_way(x, draw_up(params, x), scale, border)
+                difference = (degradation(x.float(), params) - expected).abs().max() * GREY_LEVELS
+                found.append((f"{height}×{width}", kind, border, float(difference)))
+    return found
+
+
+def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
+    """Time one kind of kernel; return the cells of its row from the plain way's time on."""
+    params = parameters(kind, len(x))
+    degradation = ClassicalDegradation(scale, KERNEL_SIZE, round_to_8bit=False)
+    kernels = draw_up(params, x)
+    profiles = gaussian_profiles(params["lambda1"], KERNEL_SIZE).to(x)
+    separable = kind == "isotropic"
+    timings = time_in_turn(
+        {
+            "plain": lambda: plain_way(x, draw_up(params, x), scale),
+            "ours": lambda: degradation(x, params),
+            "plain, kernels given": lambda: plain_way(x, kernels, scale),
+            "ours, kernels given": lambda: (
+                separable_blur_bicubic(x, profiles, scale) if separable else blur_bicubic(x, kernels, scale)
+            ),
+        },
+        case.repeats,
+        case.calls,
+        torch.cuda.synchronize if x.is_cuda else None,
+    )
+    plain, ours, plain_given, ours_given = timings.values()
+    ratios = plain.median / ours.median, plain.best / ours.best, plain_given.median / ours_given.median
+    return f"{plain.median:.2f} | {ours.median:.2f} | " + " | ".join(f"{ratio:.1f}" for ratio in ratios)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to time with")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", type=int, default=256, help="side of the HR images, a multiple of the scale")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16, help="samples of the batch that is timed beside one image")
+    parser.add_argument("--views", type=int, default=2, help="views per sample of that batch")
+    parser.add_argument(
+        "--repeats", type=int, default=40, help="timed runs of single calls on one image; of others a quarter"
+    )
+    args = parser.parse_args()
+    if min(*args.threads, args.scale, args.batch, args.views, args.repeats) < 1:
+        parser.error("expected whole numbers above 0")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
+    if args.size % args.scale or args.size < 4 * KERNEL_SIZE:
+        parser.error(f"--size {args.size}: expected a multiple of {args.scale}, at least {4 * KERNEL_SIZE}")
+    return args
+
+
+def main() -> int:
+    """Print the agreement, then the times."""
+    args = parse_arguments()
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads[0])
+    agreement = differences(args.size, args.scale, device)
+    print("| HR images | kernel | border | greatest difference, grey levels |\n|---|---|---|---|")
+    for images, kind, border, difference in agreement:
+        print(f"| {images} | {kind} | {border} | {difference:.1e} |")
+    worst = max(difference for *_, difference in agreement)
+    print(f"\nGreatest difference: {worst:.1e} grey levels, allowed: {AGREEMENT:.0e}.\n", flush=True)
+    if not worst <= AGREEMENT:
+        return 1
+
+    print(
+        f"Images of 3×{args.size}×{args.size}, kernels of {KERNEL_SIZE}×{KERNEL_SIZE}, scale {args.scale}, {device}.\n"
+    )
+    print("| HR images | kernel | threads | plain, ms | ours, ms | ratio | of best runs | kernels given |")
+    print("|---|---|---|---|---|---|---|---|")
+    few = -(-args.repeats // 4)
+    for case in (
+        Case("one, calls in a row", 1, 1, few, CALLS_IN_A_ROW),
+        Case("one, call by call", 1, 1, args.repeats, 1),
+        Case(f"{args.batch}×{args.views}, call by call", args.batch, args.views, few, 1),
+    ):
+        x = photographs(case.batch, case.views, args.size, args.size).to(device, torch.float32)
+        for kind in KINDS:
+            for threads in args.threads:
+                torch.set_num_threads(threads)
+                print(f"| {case.name} | {kind} | {threads} | {time_case(case, kind, x, args.scale)} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
