@@ -157,6 +157,7 @@ SURFACES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda x, y: x + y,
     "product": lambda x, y: (x + 0.1) * (y + 0.1),
     "saturating": lambda x, y: 1 - torch.exp(-2 * (x + y)),
+    "unequal": lambda x, y: 3 * x + y.square(),
 }
 
 
@@ -181,6 +182,7 @@ def test_among_equal_distances_draws_over_two_parameters_stay_even() -> None:
     band = drawn[(drawn.sum(1) - 1).abs() < 0.1]
     assert variation(band[:, 0] - band[:, 1], -0.9, 0.9) < 0.1
     assert float(band[:, 0].mean()) == pytest.approx(0.5, abs=0.02)
+    assert all(len(set(column.tolist())) == len(drawn) for column in drawn.T), "no draw is bound to a grid"
 
 
 def test_parameters_beyond_the_measured_ones_stay_uniform() -> None:
