@@ -1,4 +1,4 @@
-"""Gaussian blur kernels, drawn up in batch (DESIGN facts of Eq. 1; the released blind-SR codes agree).
+"""Gaussian blur kernels, drawn up in batch (k of Eq. 1 of the ReDSR paper).
 
 Kernels are odd-sized, centred and sum to 1. λ1 and λ2 are standard deviations in HR pixels along the two axes of
 the kernel, θ turns the first axis from x towards y, in radians. λ = 0 stands for no blur, for isotropic kernels only.

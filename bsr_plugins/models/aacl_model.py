@@ -106,7 +106,7 @@ class AACLModel(BlindSRModel):
                 f"since {cls.__name__} contrasts views under one degradation"
             )
         keep = _alignment(train_opt).keep
-        if dataset_opt.get("num_views", 1) < keep:
+        if (dataset_opt.get("num_views") or 1) < keep:
             raise OptionError(
                 f"datasets.train.num_views: {dataset_opt.get('num_views', 1)}, expected at least "
                 f"train.sigma_alignment.keep, which is {keep}"
