@@ -163,7 +163,8 @@ class ClassicalDegradation(Degradation):
         """
         self._check(gt, params)
         x = gt if gt.dtype == torch.float64 else gt.float()
-        return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
+        with torch.autocast(gt.device.type, enabled=False):
+            return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
 
     def _corrupt(self, lq: Tensor, params: Params) -> Tensor:
         """Add what comes after downsampling: noise, JPEG, 8 bits."""

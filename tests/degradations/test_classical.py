@@ -285,3 +285,11 @@ def test_turning_by_half_a_circle_and_swapping_widths_change_nothing() -> None:
     assert difference_of(degradation(gt, classical_params(3.0, 1.0, 0.4 + math.pi)), lq) < 1e-9
     assert difference_of(degradation(gt, classical_params(1.0, 3.0, 0.4 - math.pi / 2)), lq) < 1e-9
     assert difference_of(degradation(gt, classical_params(3.0, 1.0, -0.4)), lq) > 1
+
+
+def test_autocast_does_not_reach_the_degradation() -> None:
+    degradation = ClassicalDegradation(4, round_to_8bit=False)
+    gt = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lq = degradation(gt, classical_params(2.0))
+    assert torch.equal(lq, degradation(gt, classical_params(2.0)))
