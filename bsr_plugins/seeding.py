@@ -1,8 +1,8 @@
 """Randomness as a function of position: every draw has an address, and the address alone decides it.
 
 A draw's address is (seed, purpose, position …), with the iteration, or the epoch and the place in it, as the position.
-Results do then not depend on the number of workers or on what was drawn before, and a run resumed at iteration n draws
-what the uninterrupted run drew, with no random state to save. No global random state is read or advanced.
+Results do then not depend on the number of workers or on what was drawn before, and whoever draws at the same address
+after a resume draws the same, with no random state to save. No global random state is read or advanced.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import torch
 from bsr_plugins.analysis.sampling import measure_spreads, plot_spreads
 from bsr_plugins.data.calibration_patches import draw_calibration_patches
 from bsr_plugins.data.dataset_options import PatchOptions
-from bsr_plugins.data.image_files import find_images
 from bsr_plugins.errors import BSRError
 
 SAMPLERS: dict[str, str | dict[str, Any]] = {
@@ -39,6 +38,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("sampling.png"))
     args = parser.parse_args()
 
+    if not args.out.absolute().parent.is_dir():
+        parser.error(f"--out {args.out}: there is no folder {args.out.parent}")
     try:
         calibration_images = _patches(args.calibrate, "train", args)
         held_out_images = _patches(args.held_out, "val", args)
@@ -67,7 +68,7 @@ def main() -> None:
 def _patches(root: str, split: str, args: argparse.Namespace) -> torch.Tensor:
     options = PatchOptions(
         name=split,
-        phase="train",
+        phase=split,
         scale=args.scale,
         dataroot_gt=root,
         degrade_on="device",
@@ -77,7 +78,7 @@ def _patches(root: str, split: str, args: argparse.Namespace) -> torch.Tensor:
         calibration_images=args.patches,
         seed=args.seed,
     )
-    return draw_calibration_patches(find_images([root], "disk", split, root), options)
+    return draw_calibration_patches(options.find_images(), options)
 
 
 if __name__ == "__main__":

@@ -81,12 +81,7 @@ class ImageOptions(ABC):
             raise OptionError(
                 f"{self.where('degradation')}: {self.degradation!r}, expected a block with the key 'type'"
             )
-        degradation = build_degradation({"scale": self.scale, **self.degradation})
-        if degradation.scale != self.scale:
-            raise OptionError(
-                f"{self.where('degradation.scale')}: {degradation.scale}, expected the dataset's {self.scale}"
-            )
-        return degradation
+        return build_degradation(self.degradation, self.scale, self.where("degradation"))
 
     @abstractmethod
     def _check_size(self, image: ImageFile) -> None:

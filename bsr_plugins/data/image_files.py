@@ -88,12 +88,15 @@ def _on_disk(root: str, phase: str, where: str) -> list[ImageFile]:
     ]
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the images below a folder; a link to one of the folders `above` is not followed again."""
+    above |= {folder.resolve()}
     for entry in folder.iterdir():
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _files_below(entry)
+            if entry.resolve() not in above:
+                yield from _files_below(entry, above)
         elif entry.suffix.lower() in ENDINGS:
             yield entry
 

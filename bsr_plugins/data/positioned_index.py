@@ -8,14 +8,14 @@ class PositionedIndex(int):
 
     It is the plain index in every other way: equal to it, hashing like it, printing like it, good for
     indexing, and arithmetic on it gives plain integers. A dataset that draws its random numbers from `epoch`
-    and `position` draws the same ones for any number of workers and after a resume, and other ones in the
-    next epoch.
+    and `position` draws the same ones for any number of workers, and other ones in the next epoch. (BasicSR's
+    trainer resumes at the beginning of an epoch, also where it had stopped in the middle of it.)
 
     Attributes:
         epoch: The epoch, from 0.
         position: The place in the epoch's shuffled order over all ranks, from 0. It differs between the ranks
-            and between the repeats of a sample by `dataset_enlarge_ratio`, so (epoch, position) never occurs
-            twice in a run.
+            and between the repeats of a sample by `dataset_enlarge_ratio`, so (epoch, position) does not
+            occur twice in a run that is not resumed.
     """
 
     epoch: int

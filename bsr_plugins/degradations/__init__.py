@@ -15,6 +15,7 @@ from bsr_plugins.degradations.protocols import (
     protocol_settings,
     with_noise_seed,
 )
+from bsr_plugins.errors import OptionError
 from bsr_plugins.options import build_from_block
 
 __all__ = [
@@ -37,13 +38,20 @@ __all__ = [
 DEGRADATIONS: dict[str, Callable[..., Degradation]] = {"ClassicalDegradation": ClassicalDegradation}
 
 
-def build_degradation(block: Mapping[str, Any]) -> Degradation:
+def build_degradation(block: Mapping[str, Any], scale: int | None = None, where: str = "degradation") -> Degradation:
     """Build the degradation that an option file's `degradation:` block describes.
 
     Args:
         block: `type` names the class, the other keys are its arguments. It is left as it was.
+        scale: The run's scale: the degradation's, where the block names none, and else what it has to be.
+        where: The block's place in the option file, for messages.
 
     Raises:
-        OptionError: A name or key is unknown, or a value out of range.
+        OptionError: A name or key is unknown, a value is out of range, or the block is for another scale.
     """
-    return build_from_block(block, DEGRADATIONS, "degradation")
+    if scale is not None and isinstance(block, Mapping):
+        block = {"scale": scale, **block}
+    degradation = build_from_block(block, DEGRADATIONS, where)
+    if scale is not None and degradation.scale != scale:
+        raise OptionError(f"{where}.scale: {degradation.scale}, expected scale, which is {scale!r}")
+    return degradation

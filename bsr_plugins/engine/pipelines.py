@@ -21,7 +21,8 @@ def train_pipeline(root_path: str) -> None:
     """Train as the command line's option file says, like `basicsr.train.train_pipeline`.
 
     Raises:
-        BSRError: The options cannot be used; nothing has been made or moved then.
+        BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
+            to be unreadable during the run.
     """
     with _checked(basicsr.train, is_train=True):
         basicsr.train.train_pipeline(root_path)
@@ -31,7 +32,8 @@ def test_pipeline(root_path: str) -> None:
     """Test as the command line's option file says, like `basicsr.test.test_pipeline`.
 
     Raises:
-        BSRError: The options cannot be used; nothing has been made or moved then.
+        BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
+            to be unreadable during the run.
     """
     with _checked(basicsr.test, is_train=False):
         basicsr.test.test_pipeline(root_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -41,8 +42,11 @@ def check_options(opt: Mapping[str, Any]) -> None:
         _check_name(f"{place}.type", block["type"], registry)
     _check_name("model_type", opt["model_type"], MODEL_REGISTRY)
     model = MODEL_REGISTRY.get(opt["model_type"])
+    if issubclass(model, SRModel) and "network_g" not in opt:
+        raise OptionError(f"network_g: the block is missing, {opt['model_type']} needs it")
     _check_files(opt)
-    _check_degradation(opt)
+    if opt.get("degradation") is not None:
+        build_degradation(opt["degradation"], opt.get("scale"))
     with torch.random.fork_rng(devices=[]):
         if opt["is_train"]:
             check_train_options(opt["train"], model)
@@ -81,16 +85,10 @@ def _check_files(opt: Mapping[str, Any]) -> None:
             raise OptionError(f"path.{key}: {value}: there is no such file")
 
 
-def _check_degradation(opt: Mapping[str, Any]) -> None:
-    block, scale = opt.get("degradation"), opt.get("scale")
-    if block is None:
-        return
-    built = build_degradation({"scale": scale, **block} if isinstance(block, Mapping) else block)
-    if built.scale != scale:
-        raise OptionError(f"degradation.scale: {built.scale}, expected scale, which is {scale!r}")
-
-
 def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any]) -> None:
+    phases = ("train", "val") if opt["is_train"] else ("test",)
+    if dataset_opt["phase"] not in phases:
+        raise OptionError(f"{place}: expected a name that begins with {' or '.join(phases)} in this kind of run")
     if dataset_opt["phase"] == "train":
         check_loading(place, dataset_opt)
     if not issubclass(DATASET_REGISTRY.get(dataset_opt["type"]), PairedDegradationDataset):
@@ -101,6 +99,10 @@ def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str,
         return
     if options.degrade_on == "worker":
         options.build_degradation()
+    elif not issubclass(MODEL_REGISTRY.get(opt["model_type"]), BlindSRModel):
+        raise OptionError(
+            f"{place}.degrade_on: 'device', expected 'worker', as {opt['model_type']} takes images with LR"
+        )
     check_epochs(len(options.find_images()), place, opt)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
-from bsr_plugins.errors import OptionError
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
@@ -96,7 +96,7 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
 
     def _build_degradation(self) -> Degradation | None:
         block = self.opt.get("degradation")
-        return None if block is None else build_degradation({"scale": self.opt["scale"], **block})
+        return None if block is None else build_degradation(block, self.opt["scale"])
 
     def _calibrate(self) -> None:
         """Read the run's calibration, or measure it on training images and save it with the run."""
@@ -104,7 +104,10 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
             return
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
         if file.is_file():
-            self.degradation.load_calibration(json.loads(file.read_text()))
+            try:
+                self.degradation.load_calibration(json.loads(file.read_text()))
+            except ValueError as error:
+                raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
             return
         self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
         _write_json(file, self.degradation.calibration())
