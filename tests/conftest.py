@@ -133,6 +133,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def with_a_truncated_image(project: Project, photographs: Path) -> Path:
+    """A folder `images` in the project: four photographs, of which `2.png` breaks off."""
+    folder = project.root / "images"
+    folder.mkdir()
+    data = (photographs / "coffee0.png").read_bytes()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(data[:-2000] if number == 2 else data)
+    return folder
+
+
+@pytest.fixture
 def aacl_options(photographs: Path) -> Options:
     """Options of a tiny AACL run; a test may change them."""
     dataset = {"type": "PairedDegradationDataset", "dataroot_gt": str(photographs), "seed": 10}

@@ -130,6 +130,18 @@ class PatchOptions(ImageOptions):
         if self.num_views is not None:
             integer(self.num_views, self.where("num_views"), low=1)
 
+    def check_degradation(self, degradation: Degradation) -> None:
+        """Check that patches are large enough for a degradation.
+
+        Raises:
+            OptionError: They are not.
+        """
+        smallest = degradation.smallest_side()
+        if self.gt_size < smallest:
+            raise OptionError(
+                f"{self.where('gt_size')}: {self.gt_size}, expected at least {smallest} for the degradation's kernels"
+            )
+
     def _check_size(self, image: ImageFile) -> None:
         if min(image.height, image.width) < self.gt_size:
             raise BadImageError(

@@ -20,6 +20,8 @@ class TrainPatches:
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
         self._degradation = options.build_degradation() if options.degrade_on == "worker" else None
+        if self._degradation is not None:
+            options.check_degradation(self._degradation)
         self._images = options.find_images()
         self._names = distinct_names(self._images)
         if self._degradation is not None and self._degradation.needs_calibration:

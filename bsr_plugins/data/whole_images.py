@@ -16,7 +16,7 @@ from bsr_plugins.degradations.protocols import (
     protocol_settings,
     with_noise_seed,
 )
-from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.errors import BadImageError, OptionError, unknown_name
 from bsr_plugins.seeding import derive_seed, generator_at
 
 
@@ -39,6 +39,7 @@ class WholeImages:
             )
         self._images = options.find_images()
         self._names = distinct_names(self._images)
+        self._check_sizes()
 
     def __len__(self) -> int:
         return len(self._images) * len(self._settings)
@@ -64,6 +65,17 @@ class WholeImages:
             "lq_path": f"{self._names[number]}{suffix}.png",
             "gt_path": image.path,
         }
+
+    def _check_sizes(self) -> None:
+        chosen = [None if setting is None else setting.params for setting in self._settings]
+        smallest = max(self._degradation.smallest_side(params) for params in chosen)
+        for image in self._images:
+            side = min(image.height, image.width)
+            if side - side % self._options.scale < smallest:
+                raise BadImageError(
+                    f"{image.path}: is {image.width}x{image.height}, expected both sides at least {smallest} for the "
+                    "degradation's kernels, once cropped to multiples of the scale"
+                )
 
     def _params(self, name: str, setting: Setting | None) -> dict[str, Tensor]:
         seed = self._options.seed

@@ -23,6 +23,10 @@ class Degradation(ABC):
         """Whether `calibrate` or `load_calibration` must be called before `sample`."""
 
     @abstractmethod
+    def smallest_side(self, params: Params | None = None) -> int:
+        """Return the shortest side, in HR pixels, of images that `params`, or what is drawn, can be applied to."""
+
+    @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations from a CPU generator."""
 

@@ -119,6 +119,11 @@ class ClassicalDegradation(Degradation):
         """Whether some stage's sampler has still to be calibrated."""
         return any(stage.sampler.needs_calibration for stage in self.stages.values())
 
+    def smallest_side(self, params: Params | None = None) -> int:
+        """Return the shortest side of images, in HR pixels: blur reflects the border within the kernel's radius."""
+        blurs = bool({"iso", "aniso"} & self.stages.keys() if params is None else (params["lambda1"] > 0).any())
+        return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
+
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations.
 
@@ -281,8 +286,10 @@ class ClassicalDegradation(Degradation):
         """Fit the `ads` samplers with what `calibration` returned.
 
         Raises:
-            BSRError: A stage is missing in it, was calibrated for other ranges, or does not fit the sampler's grid.
+            BSRError: It is no mapping, a stage is missing in it, was calibrated for other ranges, or does not fit the sampler's grid.
         """
+        if not isinstance(state, Mapping):
+            raise BSRError(f"calibration: {state!r}, expected a block per stage")
         for name, stage in self.stages.items():
             if isinstance(stage.sampler, AdaptiveSampler):
                 where = f"calibration of {name}"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from bsr_plugins.errors import OptionError
+from bsr_plugins.options import integer
 
 _ALWAYS = ("name", "model_type", "num_gpu", "path", "datasets")
 _IN_TRAINING = (
@@ -22,6 +23,8 @@ _IN_TRAINING = (
 _IN_VALIDATION = ("val.val_freq", "val.save_img")
 _IN_TEST = ("val.save_img", "val.suffix")
 _IN_DATASETS = ("name", "type")
+_PATHS = ("experiments_root", "results_root", "resume_state")
+_MAX_SEED = (1 << 32) - 1  # NumPy's, which BasicSR seeds
 
 
 def check_option_file(file: Path, is_train: bool) -> None:
@@ -43,14 +46,40 @@ def check_option_file(file: Path, is_train: bool) -> None:
     _demand(file, content, _ALWAYS)
     _demand(file, content["path"], (), "path.")
     _demand(file, content["datasets"], (), "datasets.")
+    _check_values(file, content)
     for phase, dataset in content["datasets"].items():
         _demand(file, dataset, _IN_DATASETS, f"datasets.{phase}.")
+        _check_root(file, f"datasets.{phase}.dataroot_gt", dataset.get("dataroot_gt"))
     if not is_train:
         _demand(file, content, _IN_TEST)
         return
     _demand(file, content, _IN_TRAINING)
     if content.get("val") is not None:
         _demand(file, content, _IN_VALIDATION)
+
+
+def _check_values(file: Path, content: Mapping[str, Any]) -> None:
+    """Check the values that BasicSR uses while it reads the file."""
+    name, seed = content["name"], content.get("manual_seed")
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise OptionError(f"-opt: {file}: name: {name!r}, expected the name of a folder")
+    if seed is not None:
+        integer(seed, f"-opt: {file}: manual_seed", 0, _MAX_SEED)
+    for key, value in content["path"].items():
+        if value is not None and (key.startswith("pretrain_network") or key in _PATHS) and not isinstance(value, str):
+            raise OptionError(f"-opt: {file}: path.{key}: {value!r}, expected a path or null")
+    for place in ("val", "val.metrics"):
+        block: Any = content
+        for key in place.split("."):
+            block = (block or {}).get(key)
+        if block is not None:
+            _demand(file, block, (), f"{place}.")
+
+
+def _check_root(file: Path, place: str, value: object) -> None:
+    roots = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(root, str) for root in roots):
+        raise OptionError(f"-opt: {file}: {place}: {value!r}, expected a folder or a list of folders")
 
 
 def _demand(file: Path, block: Any, places: Iterable[str], where: str = "") -> None:

@@ -21,7 +21,9 @@ from bsr_plugins.data.dataset_options import PatchOptions, read_options
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.degradations import build_degradation
+from bsr_plugins.engine.pretrained import check_weights
 from bsr_plugins.engine.train_options import build_on_trial, check_epochs, check_loading, check_train_options
+from bsr_plugins.engine.validation_options import check_logging, check_validation
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
 
@@ -47,10 +49,16 @@ def check_options(opt: Mapping[str, Any]) -> None:
     _check_files(opt)
     if opt.get("degradation") is not None:
         build_degradation(opt["degradation"], opt.get("scale"))
+    check_validation(opt)
     with torch.random.fork_rng(devices=[]):
         if opt["is_train"]:
+            check_logging(opt["logger"])
             check_train_options(opt["train"], model)
         networks = {key: _build_network(key, opt) for key in opt if key.startswith("network_")}
+    for key, network in networks.items():
+        check_weights(key, network, opt["path"])
+    if not opt["datasets"]:
+        raise OptionError("datasets: {}, expected at least one dataset")
     for phase, dataset_opt in opt["datasets"].items():
         _check_dataset(f"datasets.{phase}", dataset_opt, opt)
     if issubclass(model, BlindSRModel):
@@ -98,8 +106,10 @@ def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str,
         WholeImages(options)
         return
     if options.degrade_on == "worker":
-        options.build_degradation()
-    elif not issubclass(MODEL_REGISTRY.get(opt["model_type"]), BlindSRModel):
+        options.check_degradation(options.build_degradation())
+    elif opt.get("degradation") is not None:
+        options.check_degradation(build_degradation(opt["degradation"], opt.get("scale")))
+    if options.degrade_on == "device" and not issubclass(MODEL_REGISTRY.get(opt["model_type"]), BlindSRModel):
         raise OptionError(
             f"{place}.degrade_on: 'device', expected 'worker', as {opt['model_type']} takes images with LR"
         )

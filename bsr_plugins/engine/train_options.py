@@ -24,6 +24,8 @@ _SCHEDULERS: dict[str, Callable[..., Any]] = {
     "MultiStepRestartLR": MultiStepRestartLR,
     "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
 }
+_NUMBERS = frozenset({"lr", "gamma", "eta_min"})
+_LISTS = frozenset({"milestones", "periods", "restarts", "restart_weights"})
 _PREFETCH_MODES = ("cpu", "cuda")
 T = TypeVar("T")
 
@@ -40,6 +42,7 @@ def check_train_options(train_opt: Mapping[str, Any], model: Any) -> None:
     """
     number(train_opt["total_iter"], "train.total_iter", 1)
     number(train_opt.get("ema_decay", 0), "train.ema_decay", 0, 1)
+    number(train_opt.get("warmup_iter", -1), "train.warmup_iter", -1)
     for key, block in train_opt.items():
         if key.endswith("_opt") and block is not None:
             _check_loss(f"train.{key}", block)
@@ -49,7 +52,7 @@ def check_train_options(train_opt: Mapping[str, Any], model: Any) -> None:
         raise OptionError("train.pixel_opt: expected this block, train.perceptual_opt or both")
     if model.get_optimizer is BaseModel.get_optimizer and model.setup_schedulers is BaseModel.setup_schedulers:
         optimiser = _build_by_type(train_opt, "optim_g", _OPTIMISERS, [nn.Parameter(torch.zeros(1))])
-        _build_by_type(train_opt, "scheduler", _SCHEDULERS, optimiser)
+        _check_periods(train_opt, _build_by_type(train_opt, "scheduler", _SCHEDULERS, optimiser))
 
 
 def check_loading(place: str, dataset_opt: Mapping[str, Any]) -> None:
@@ -127,14 +130,33 @@ def _build_by_type(
     place, block = f"train.{key}", train_opt.get(key)
     if not isinstance(block, Mapping) or "type" not in block:
         raise OptionError(f"{place}: expected a block with the key 'type', got {block!r}")
-    if block["type"] not in known:
+    if not isinstance(block["type"], str) or block["type"] not in known:
         raise unknown_name(f"{place}.type", block["type"], known)
-    if "lr" in block:
-        number(block["lr"], f"{place}.lr", 0)
+    for name in _NUMBERS.intersection(block):
+        number(block[name], f"{place}.{name}", 0)
+    for name in _LISTS.intersection(block):
+        if not isinstance(block[name], list):
+            raise OptionError(f"{place}.{name}: {block[name]!r}, expected a list of numbers")
+        for value in block[name]:
+            number(value, f"{place}.{name}", 0)
     return build_on_trial(block, partial(known[block["type"]], first), place)
 
 
+def _check_periods(train_opt: Mapping[str, Any], scheduler: object) -> None:
+    """Check that a cosine schedule lasts as long as the run; BasicSR has no learning rate beyond its last period."""
+    if not isinstance(scheduler, CosineAnnealingRestartLR):
+        return
+    needed = int(train_opt["total_iter"]) - (train_opt.get("encoder_phase") or {}).get("iters", 0)
+    if sum(scheduler.periods) < needed:
+        raise OptionError(
+            f"train.scheduler.periods: {scheduler.periods!r} sum to {sum(scheduler.periods)}, expected at least "
+            f"{needed}, the iterations of the schedule"
+        )
+
+
 def _check_loss(place: str, block: Mapping[str, Any]) -> None:
+    if "loss_weight" in block:
+        number(block["loss_weight"], f"{place}.loss_weight")
     loss = LOSS_REGISTRY.get(block["type"])
     if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
         # Building it reads, and may fetch, the weights of a large network.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +69,20 @@ def test_command_line_prints_the_table_and_draws_the_plot(tmp_path: Path) -> Non
     assert drawn.std() > 10
 
 
-def test_command_line_names_a_missing_folder(tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "--held-out", str(tmp_path / "nowhere")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOOL.parents[1])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--held-out", "nowhere", "'nowhere' is missing or no folder"),
+        ("--held-out", "small", "small.png: is 100x90, expected both sides at least gt_size 128"),
+        ("--out", "nowhere/plot.png", "--out nowhere/plot.png: there is no folder nowhere"),
+    ],
+)
+def test_command_line_refuses_in_one_line(tmp_path: Path, option: str, value: str, message: str) -> None:
+    (tmp_path / "small").mkdir()
+    cv2.imwrite(str(tmp_path / "small" / "small.png"), np.zeros((90, 100, 3), np.uint8))
+    environment = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    command = [sys.executable, str(TOOL), option, value]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 2
-    assert "nowhere" in done.stderr.splitlines()[-1]
+    assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

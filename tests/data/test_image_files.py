@@ -67,6 +67,12 @@ def test_demo(phase: str, names: tuple[str, ...]) -> None:
     assert all((pixels[..., 0] != pixels[..., 2]).any() for pixels in colourful)
 
 
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    write(tmp_path / "root" / "a" / "1.png")
+    (tmp_path / "root" / "a" / "back").symlink_to(tmp_path / "root")
+    assert [image.name for image in find(tmp_path / "root")] == ["a/1"]
+
+
 def test_demo_photographs_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.resources.files", lambda _: tmp_path)
     with pytest.raises(OptionError, match=r"^dataroot_gt: 'demo' needs .*astronaut\.png"):

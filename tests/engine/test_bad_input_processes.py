@@ -20,15 +20,10 @@ def test_a_missing_folder(project: Project, aacl_options: Options) -> None:
 
 
 def test_a_truncated_image_behind_workers_and_prefetcher(
-    project: Project, aacl_options: Options, photographs: Path
+    with_a_truncated_image: Path, project: Project, aacl_options: Options
 ) -> None:
-    folder = project.root / "images"
-    folder.mkdir()
-    data = (photographs / "coffee0.png").read_bytes()
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(data[:-2000] if number == 2 else data)
     loading = {"num_worker_per_gpu": 1, "prefetch_mode": "cpu", "num_prefetch_queue": 2}
-    aacl_options["datasets"]["train"] |= {"dataroot_gt": "images", **loading}
+    aacl_options["datasets"]["train"] |= {"dataroot_gt": with_a_truncated_image.name, **loading}
     outcome = project.tool("train", aacl_options)
     assert outcome.status == 2
     (complaint,) = (line for line in outcome.output.splitlines() if "ERROR: " in line)

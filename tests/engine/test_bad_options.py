@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import pytest
 
 if TYPE_CHECKING:
@@ -97,7 +98,35 @@ CASES: list[tuple[str, Any, str]] = [
     ("train.scheduler.milestone", [1], "train.scheduler.milestone: unknown key, .*did you mean 'milestones'"),
     ("val.metrics.psnr.type", "calculate_psn", "val.metrics.psnr.type: .*did you mean 'calculate_psnr'"),
     ("val.val_freq", MISSING, "val.val_freq: the key is missing"),
+    ("val.val_freq", "5e3", "val.val_freq: '5e3', expected a number"),
+    ("val.metrics", "psnr", "options.yml: val.metrics: 'psnr', expected a block"),
+    ("val.metrics.psnr.crop_border", MISSING, "val.metrics.psnr.crop_border: the key is missing"),
+    ("val.metrics.psnr.better", "larger", "val.metrics.psnr.better: unknown name 'larger'"),
     ("logger.print_freq", MISSING, "logger.print_freq: the key is missing"),
+    ("logger.print_freq", 0, "logger.print_freq: 0, expected a number"),
+    ("logger.save_checkpoint_freq", "5e3", "logger.save_checkpoint_freq: '5e3', expected a number"),
+    ("network_g", MISSING, "network_g: the block is missing, AACLModel needs it"),
+    ("model_type", "SRModel", "datasets.train.degrade_on: 'device', expected 'worker', as SRModel takes images with"),
+    ("name", 5, "options.yml: name: 5, expected the name of a folder"),
+    ("name", "..", "options.yml: name: '..', expected the name of a folder"),
+    ("name", "a/b", "options.yml: name: 'a/b', expected the name of a folder"),
+    ("manual_seed", -1, "options.yml: manual_seed: -1, expected a whole number"),
+    ("manual_seed", "x", "options.yml: manual_seed: 'x', expected a whole number"),
+    ("datasets.train.dataroot_gt", 5, "datasets.train.dataroot_gt: 5, expected a folder or a list of folders"),
+    ("datasets.train.gt_size", 8, "dataset 'train'.gt_size: 8, expected at least 11 for the degradation's kernels"),
+    ("path.pretrain_network_g", 5, "options.yml: path.pretrain_network_g: 5, expected a path or null"),
+    ("train.warmup_iter", "x", "train.warmup_iter: 'x', expected a number"),
+    ("train.pixel_opt.loss_weight", "1e-2", "train.pixel_opt.loss_weight: '1e-2', expected a number"),
+    ("train.optim_g.type", [], "train.optim_g.type: unknown name "),
+    ("train.scheduler.type", {}, "train.scheduler.type: unknown name "),
+    ("train.scheduler.gamma", None, "train.scheduler.gamma: None, expected a number"),
+    ("train.scheduler.milestones", 5, "train.scheduler.milestones: 5, expected a list of numbers"),
+    ("train.scheduler.milestones", ["a"], "train.scheduler.milestones: 'a', expected a number"),
+    (
+        "train.scheduler",
+        {"type": "CosineAnnealingRestartLR", "periods": [1]},
+        r"train.scheduler.periods: \[1\] sum to 1, expected at least 2, the iterations of the schedule",
+    ),
 ]
 
 
@@ -157,6 +186,41 @@ def test_a_test_run_is_refused(
     aacl_options["datasets"]["test"] = {**aacl_options["datasets"].pop("val"), "name": "test"}
     assert_refused(in_process("test", aacl_options), message)
     assert [folder.name for folder in (project.root / "results").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets", "message"),
+    [
+        (
+            "train",
+            ("train", "test"),
+            "datasets.test: expected a name that begins with train or val in this kind of run",
+        ),
+        ("test", ("train",), "datasets.train: expected a name that begins with test in this kind of run"),
+        ("test", (), "datasets: {}, expected at least one dataset"),
+    ],
+)
+def test_datasets_of_another_kind_of_run(
+    aacl_options: Options, in_process: Run, name: str, datasets: tuple[str, ...], message: str
+) -> None:
+    blocks = aacl_options["datasets"] | {"test": {**aacl_options["datasets"]["val"], "name": "test"}}
+    aacl_options["datasets"] = {phase: blocks[phase] for phase in datasets}
+    assert_refused(in_process(name, aacl_options), message)
+
+
+def test_an_image_that_is_too_small_for_the_kernels(
+    project: Project, aacl_options: Options, in_process: Run, photographs: Path
+) -> None:
+    (project.root / "small").mkdir()
+    pixels = cv2.imread(str(photographs / "coffee0.png"))
+    assert pixels is not None
+    cv2.imwrite(str(project.root / "small" / "small.png"), pixels[:11, :40])
+    aacl_options["datasets"]["val"]["dataroot_gt"] = "small"
+    assert_refused(in_process("train", aacl_options), "small/small.png: is 40x11, expected both sides at least 11 for")
+    aacl_options["datasets"]["val"]["protocol"] = "bicubic"
+    aacl_options["datasets"]["val"]["settings"] = None
+    del aacl_options["val"]["metrics"]
+    assert in_process("train", aacl_options).status == 0
 
 
 def test_a_folder_without_images(project: Project, aacl_options: Options, in_process: Run) -> None:

@@ -62,18 +62,13 @@ def test_other_errors_are_not_hidden(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loading", [{}, {"num_worker_per_gpu": 1}, {"prefetch_mode": "cpu"}])
 def test_a_truncated_image_is_named(
-    project: Project, aacl_options: Options, in_process: Run, photographs: Path, loading: Options
+    with_a_truncated_image: Path, aacl_options: Options, in_process: Run, loading: Options
 ) -> None:
-    folder = project.root / "images"
-    folder.mkdir()
-    data = (photographs / "coffee0.png").read_bytes()
-    for number in range(4):
-        (folder / f"{number}.png").write_bytes(data[:-2000] if number == 2 else data)
-    aacl_options["datasets"]["train"] |= {"dataroot_gt": str(folder), **loading}
+    aacl_options["datasets"]["train"] |= {"dataroot_gt": str(with_a_truncated_image), **loading}
     outcome = in_process("train", aacl_options)
     assert outcome.status == 2
     (complaint,) = (line for line in outcome.output.splitlines() if "ERROR: " in line)
-    assert f"ERROR: {folder / '2.png'}: cannot be decoded, expected a whole image file" in complaint
+    assert f"ERROR: {with_a_truncated_image / '2.png'}: cannot be decoded, expected a whole image file" in complaint
     assert "Traceback" not in outcome.output
 
 

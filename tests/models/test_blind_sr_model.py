@@ -14,7 +14,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.degradations import ClassicalDegradation
-from bsr_plugins.errors import OptionError
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.blind_sr_model import CALIBRATION_FILE
 from bsr_plugins.seeding import generator_at
 
@@ -179,13 +179,34 @@ def test_calibration_is_saved_and_read_back(
         make_model(opt)
 
 
-def test_networks_for_training_are_saved_and_loaded(
-    opt: Options, make_model: Make, step: Step, views: Tensor, tmp_path: Path
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"iso": {"ranges": [[0.2, 4.0]], "distances": [0, 1]}}'])
+def test_a_calibration_that_cannot_be_used_is_named(
+    opt: Options, make_model: Make, tmp_path: Path, content: str
 ) -> None:
-    model = make_model(opt)
-    for iteration in (1, 2, 3):
-        step(model, views, iteration)
-    model.save(0, 3)
+    opt["degradation"] |= {"types": ["iso"], "sampler": {"type": "ads", "grid": 5}}
+    (tmp_path / CALIBRATION_FILE).write_text(content)
+    with pytest.raises(BSRError, match=rf"{CALIBRATION_FILE}: cannot be used \(.*expected what this run has measured"):
+        make_model(opt)
+
+
+@pytest.fixture
+def trained_and_saved(make_model: Make, step: Step, views: Tensor) -> Make:
+    """Train a model for three iterations and save it."""
+
+    def train(opt: Options) -> Any:
+        model = make_model(opt)
+        for iteration in (1, 2, 3):
+            step(model, views, iteration)
+        model.save(0, 3)
+        return model
+
+    return train
+
+
+def test_networks_for_training_are_saved_and_loaded(
+    opt: Options, make_model: Make, trained_and_saved: Make, tmp_path: Path
+) -> None:
+    model = trained_and_saved(opt)
     saved = weights(model.training_networks["moco"])
     file = torch.load(tmp_path / "net_moco_3.pth", weights_only=True)
     assert_equal(file["params"], saved)
@@ -222,12 +243,9 @@ def test_gpus_that_are_not_there(blind_opt: Options, make_model: Make, monkeypat
 
 
 def test_a_trained_network_is_tested_by_srmodel(
-    opt: Options, make_model: Make, step: Step, views: Tensor, tmp_path: Path
+    opt: Options, make_model: Make, trained_and_saved: Make, views: Tensor, tmp_path: Path
 ) -> None:
-    model = make_model(opt)
-    for iteration in (1, 2, 3):
-        step(model, views, iteration)
-    model.save(0, 3)
+    model = trained_and_saved(opt)
     opt["path"] |= {"pretrain_network_g": str(tmp_path / "net_g_3.pth"), "param_key_g": "params_ema"}
     tester = make_model({**opt, "is_train": False, "model_type": "SRModel"})
     for tested in (model, tester):
