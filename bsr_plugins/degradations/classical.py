@@ -286,7 +286,8 @@ class ClassicalDegradation(Degradation):
         """Fit the `ads` samplers with what `calibration` returned.
 
         Raises:
-            BSRError: It is no mapping, a stage is missing in it, was calibrated for other ranges, or does not fit the sampler's grid.
+            BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges, or does not fit the
+                sampler's grid.
         """
         if not isinstance(state, Mapping):
             raise BSRError(f"calibration: {state!r}, expected a block per stage")
