@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bsr_plugins.engine.inheritance import resolve
 from bsr_plugins.errors import OptionError
 from bsr_plugins.options import integer
 
@@ -28,21 +27,19 @@ _MAX_SEED = (1 << 32) - 1  # NumPy's, which BasicSR seeds
 
 
 def check_option_file(file: Path, is_train: bool) -> None:
-    """Check an option file before BasicSR reads it.
+    """Check an option file, with all that it inherits, before BasicSR reads it.
 
     Args:
         file: The file of `-opt`.
         is_train: Whether it is for training.
 
     Raises:
-        OptionError: There is no such file, it is no YAML, or a block or key is missing.
+        OptionError: There is no such file, it is no YAML, it cannot be resolved, or a block or key is missing.
     """
-    if not file.is_file():
-        raise OptionError(f"-opt: {file}: there is no such file")
     try:
-        content = yaml.safe_load(file.read_bytes())
-    except yaml.YAMLError as error:
-        raise OptionError(f"-opt: {file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        content = resolve(file)
+    except OptionError as error:
+        raise OptionError(f"-opt: {error}") from error
     _demand(file, content, _ALWAYS)
     _demand(file, content["path"], (), "path.")
     _demand(file, content["datasets"], (), "datasets.")

@@ -44,7 +44,7 @@ def check_options(opt: Mapping[str, Any]) -> None:
         _check_name(f"{place}.type", block["type"], registry)
     _check_name("model_type", opt["model_type"], MODEL_REGISTRY)
     model = MODEL_REGISTRY.get(opt["model_type"])
-    if issubclass(model, SRModel) and "network_g" not in opt:
+    if issubclass(model, SRModel) and opt.get("network_g") is None:
         raise OptionError(f"network_g: the block is missing, {opt['model_type']} needs it")
     _check_files(opt)
     if opt.get("degradation") is not None:
@@ -54,7 +54,7 @@ def check_options(opt: Mapping[str, Any]) -> None:
         if opt["is_train"]:
             check_logging(opt["logger"])
             check_train_options(opt["train"], model)
-        networks = {key: _build_network(key, opt) for key in opt if key.startswith("network_")}
+        networks = {key: _build_network(key, opt) for key in opt if key.startswith("network_") and opt[key] is not None}
     for key, network in networks.items():
         check_weights(key, network, opt["path"])
     if not opt["datasets"]:
@@ -69,7 +69,7 @@ def check_options(opt: Mapping[str, Any]) -> None:
 def _named_blocks(opt: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield every block that names a registered class: its place, the block, the registry."""
     for key, block in opt.items():
-        if key.startswith("network_"):
+        if key.startswith("network_") and block is not None:
             yield key, block, ARCH_REGISTRY
     for phase, block in opt["datasets"].items():
         yield f"datasets.{phase}", block, DATASET_REGISTRY

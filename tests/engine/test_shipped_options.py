@@ -11,6 +11,7 @@ import pytest
 import torch
 from basicsr.utils.options import parse_options
 
+from bsr_plugins.engine.inheritance import flatten, resolve
 from bsr_plugins.engine.option_file import check_option_file
 from bsr_plugins.engine.preflight import check_options
 
@@ -23,12 +24,14 @@ FILES = sorted(OPTIONS.rglob("*.yml"))
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Options]:
-    """Read an option file as BasicSR does."""
+def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Options]:
+    """Read an option file as BasicSR does, after resolving what it inherits."""
 
     def parse(file: Path) -> Options:
-        monkeypatch.setattr(sys, "argv", ["x", "-opt", str(file)])
-        options: Options = parse_options("root", is_train=file.name.startswith("train_"))[0]
+        flat = tmp_path / file.name
+        flat.write_bytes(flatten(file))
+        monkeypatch.setattr(sys, "argv", ["x", "-opt", str(flat)])
+        options: Options = parse_options("root", is_train="train" in resolve(file)["datasets"])[0]
         return options
 
     return parse
@@ -46,11 +49,12 @@ def test_they_pass_every_check(file: Path, read: Callable[[Path], Options], monk
     options["num_gpu"] = 0
     if not options["is_train"]:  # what it tests has to be trained first
         assert options["path"].pop("pretrain_network_g") is not None
-    if file.parent.name == "paper":  # its data sets are not at hand
-        for block in options["datasets"].values():
+    if "paper" in file.relative_to(OPTIONS).parts:  # its data sets are not at hand
+        for phase, block in options["datasets"].items():
             assert block["dataroot_gt"] != "demo"
             block["dataroot_gt"] = "demo"
-        options["datasets"]["train"]["dataset_enlarge_ratio"] *= DF2K_IMAGES // DEMO_IMAGES
+            if phase == "train":
+                block["dataset_enlarge_ratio"] *= DF2K_IMAGES // DEMO_IMAGES
     check_options(options)
 
 
