@@ -1,0 +1,209 @@
+"""Losses that hold a batch of representations to a known distribution: energy distance, and KL divergence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, distributed, nn
+
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.options import integer, number
+from bsr_plugins.registration import register
+
+Sampler = Callable[[int, int, torch.Generator], Tensor]
+
+LEAST_VARIANCE = 1e-12
+"""What `KLDivergenceLoss` takes a smaller variance for.
+
+float32 cannot tell representations of order 1 so near each other apart. It is small because those of an untrained
+encoder have variances of 1e-8, and need the gradient that spreads them.
+"""
+
+
+def _gaussian(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(count, dim, generator=generator, dtype=torch.float32)
+
+
+def _uniform(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, dim, generator=generator, dtype=torch.float32)
+
+
+def _exponential(count: int, dim: int, generator: torch.Generator) -> Tensor:
+    return torch.empty(count, dim, dtype=torch.float32).exponential_(generator=generator)
+
+
+DISTRIBUTIONS: dict[str, Sampler] = {"gaussian": _gaussian, "uniform": _uniform, "exponential": _exponential}
+"""What `EnergyDistanceLoss` can draw, as `(count, dim, generator) -> (count, dim)`, float32, on the CPU.
+
+N(0, 1), U(0, 1) and the exponential of rate 1, independent in each component. The paper names the three and gives
+no parameters; that these standard forms are meant is our reading.
+"""
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """`all_gather` along the batch, whose backward pass sums the gradients of all ranks.
+
+    `torch.distributed.nn.functional.all_gather` does the same, but torch deprecates it.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:  # noqa: ARG004
+        gathered = [torch.empty_like(local) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, local)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(summed)
+        return summed.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def gather_batch(local: Tensor) -> Tensor:
+    """Put the batches of all ranks together, with gradient.
+
+    In the backward pass each rank gets the sum over ranks of the gradients of its own part. With one process the
+    batch comes back as it is. Forward and backward are collective: every rank has to run them.
+
+    Args:
+        local: (B, …), with the same B on every rank.
+
+    Returns:
+        (ranks × B, …), in the order of the ranks.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return local
+    gathered: Tensor = _GatherWithGradient.apply(local.contiguous())
+    return gathered
+
+
+class RepresentationLoss(nn.Module, ABC):
+    """A loss on the distribution of a batch of representations; its block goes with any model that has them.
+
+    Under `torch.distributed` the batch is that of all ranks together, gathered with gradient, and every rank
+    computes the same loss. The backward pass of the gathering sums over ranks and
+    DistributedDataParallel then averages the parameters' gradients, so that they are exactly those of one process
+    on the whole batch. For that, ranks need batches of equal size and generators in equal states.
+
+    Args:
+        loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
+
+    Raises:
+        OptionError: The weight is out of its range.
+    """
+
+    def __init__(self, loss_weight: float = 0.01) -> None:
+        super().__init__()
+        self.loss_weight = number(loss_weight, f"{type(self).__name__}.loss_weight", 0.0)
+
+    def forward(self, representation: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute the loss, in float32 at least, under autocast too.
+
+        Args:
+            representation: (B, C), this rank's part of the batch.
+            generator: CPU generator of all that is drawn, in the same state on every rank.
+
+        Returns:
+            The weighted loss, 0-dim.
+
+        Raises:
+            BSRError: The representation has not two dimensions, or there are too few of them.
+        """
+        if representation.dim() != 2:
+            raise BSRError(f"{type(self).__name__}: representation {tuple(representation.shape)}, expected (B, C)")
+        dtype = torch.promote_types(representation.dtype, torch.float32)
+        with torch.autocast(representation.device.type, enabled=False):
+            loss = self.measure(gather_batch(representation.to(dtype)), generator)
+        return self.loss_weight * loss
+
+    @abstractmethod
+    def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute the unweighted loss, 0-dim, of the whole batch (B, C)."""
+
+
+@register(LOSS_REGISTRY)
+class EnergyDistanceLoss(RepresentationLoss):
+    """Energy distance of a batch of representations to samples of a known distribution (ReDSR, Eq. 5).
+
+    With representations f_1 … f_b and samples t_1 … t_m: `2/(bm) Σ_i Σ_j |f_i − t_j| − 1/b² Σ_i Σ_j |f_i − f_j| −
+    1/m² Σ_i Σ_j |t_i − t_j|`, Euclidean norms, each point's pair with itself included. It is at least 0, and 0
+    where the two sets coincide. The distance of two points that coincide has gradient 0.
+
+    See `RepresentationLoss` for what happens under `torch.distributed`.
+
+    Args:
+        loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
+        distribution: `gaussian` N(0, 1), `uniform` U(0, 1) or `exponential` of rate 1, independent in each
+            component; see `DISTRIBUTIONS`. The paper's default is the Gaussian.
+        num_samples: m, at least 1; the paper's is 64. They are drawn anew in each call, in float32.
+        divide_by_dim: Whether to divide by C, as the released code does and Eq. 5 does not.
+
+    Raises:
+        OptionError: An argument is out of its range, or the distribution is unknown.
+    """
+
+    def __init__(
+        self,
+        loss_weight: float = 0.01,
+        distribution: str = "gaussian",
+        num_samples: int = 64,
+        divide_by_dim: bool = False,
+    ) -> None:
+        super().__init__(loss_weight)
+        if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
+            raise unknown_name("EnergyDistanceLoss.distribution", distribution, DISTRIBUTIONS)
+        if not isinstance(divide_by_dim, bool):
+            raise OptionError(f"EnergyDistanceLoss.divide_by_dim: {divide_by_dim!r}, expected true or false")
+        self.distribution = distribution
+        self.num_samples = integer(num_samples, "EnergyDistanceLoss.num_samples", 1)
+        self.divide_by_dim = divide_by_dim
+
+    def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute Eq. 5 of the whole batch (B, C) against fresh samples; 0-dim, unweighted."""
+        dim = representation.shape[1]
+        samples = DISTRIBUTIONS[self.distribution](self.num_samples, dim, generator).to(representation)
+        distance = (
+            2 * _mean_distance(representation, samples)
+            - _mean_distance(representation, representation)
+            - _mean_distance(samples, samples)
+        )
+        return distance / dim if self.divide_by_dim else distance
+
+
+def _mean_distance(first: Tensor, second: Tensor) -> Tensor:
+    # The faster form by a matrix product loses the digits of small distances.
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").mean()
+
+
+@register(LOSS_REGISTRY)
+class KLDivergenceLoss(RepresentationLoss):
+    """KL divergence of the representations' Gaussian from N(0, I): the ablation of ReDSR's Table 2, model 7.
+
+    The paper gives no formula. Ours fits a Gaussian with diagonal covariance to the batch, with mean μ_c and
+    (biased) variance σ_c² per component: `1/2 Σ_c (μ_c² + σ_c² − 1 − ln σ_c²)`. A variance below
+    `LEAST_VARIANCE` counts as that and takes no gradient.
+
+    See `RepresentationLoss` for what happens under `torch.distributed`; mean and variance are those over all ranks.
+
+    Args:
+        loss_weight: Factor on the loss, at least 0; the paper names none for it, 0.01 is that of the energy
+            distance which it replaces.
+
+    Raises:
+        OptionError: The weight is out of its range.
+    """
+
+    def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """Compute the divergence of the whole batch (B, C), B ≥ 2; 0-dim, unweighted. Nothing is drawn.
+
+        Raises:
+            BSRError: There is one representation only, which has no variance.
+        """
+        count = representation.shape[0]
+        if count < 2:
+            raise BSRError(f"KLDivergenceLoss: a batch of {count} over all ranks, expected at least 2 representations")
+        variance = representation.var(dim=0, correction=0).clamp_min(LEAST_VARIANCE)
+        return 0.5 * (representation.mean(dim=0).square() + variance - 1 - variance.log()).sum()
