@@ -5,11 +5,12 @@ from __future__ import annotations
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bsr_plugins.options import integer
+from bsr_plugins.options import integer, number
 from bsr_plugins.registration import register
 
 _LAYERS = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # width in units of num_feat, stride
 _NEGATIVE_SLOPE = 0.1
+_LOWEST_IMG_RANGE = 1e-3
 
 
 @register(ARCH_REGISTRY)
@@ -18,9 +19,8 @@ class ContrastiveEncoder(nn.Module):
 
     The encoder of DASR (Wang et al., CVPR 2021), which AACL takes over: six 3×3 convolutions, each with batch
     normalisation and LeakyReLU(0.1), of widths 64-64-128-128-256-256, stride 2 at the third and fifth, and
-    the average over all positions. In DASR it sees images in [0, 255], here in [0, 1]: the first batch
-    normalisation takes the factor out, so only weights that were trained elsewhere have to be converted
-    (first convolution × 255).
+    the average over all positions. DASR's sees images in [0, 255], which is `img_range: 255`: the first batch
+    normalisation takes the factor out, so it matters only for weights that were trained with it.
 
     Shape: images (B, num_in_ch, h, w) of any size to representations (B, 4·num_feat). In training mode batch
     normalisation wants more than one value per channel: a single image must have a side above 4 pixels.
@@ -28,18 +28,20 @@ class ContrastiveEncoder(nn.Module):
     Args:
         num_in_ch: Channels of the image.
         num_feat: Width of the first two layers; 64 as published gives a representation of 256.
+        img_range: Factor on the image.
 
     Attributes:
         representation_dim: Size of the representation, 4·num_feat.
 
     Raises:
-        OptionError: A width is no whole number above 0.
+        OptionError: A width is no whole number above 0, or the range not above 0.
     """
 
-    def __init__(self, num_in_ch: int = 3, num_feat: int = 64) -> None:
+    def __init__(self, num_in_ch: int = 3, num_feat: int = 64, img_range: float = 1.0) -> None:
         super().__init__()
         width = integer(num_in_ch, "ContrastiveEncoder.num_in_ch", 1)
         integer(num_feat, "ContrastiveEncoder.num_feat", 1)
+        self.img_range = number(img_range, "ContrastiveEncoder.img_range", _LOWEST_IMG_RANGE)
         layers: list[nn.Module] = []
         for factor, stride in _LAYERS:
             layers += [
@@ -53,5 +55,5 @@ class ContrastiveEncoder(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """Map LR images (B, num_in_ch, h, w), RGB in [0, 1], to representations (B, representation_dim)."""
-        features: Tensor = self.features(lq)
+        features: Tensor = self.features(lq if self.img_range == 1 else lq * self.img_range)
         return features.mean(dim=(2, 3))

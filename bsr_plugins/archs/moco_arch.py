@@ -183,6 +183,11 @@ class MoCo(nn.Module):
         Raises:
             BSRError: It is not.
         """
+        ranges = [getattr(net, "img_range", None) for net in (self.key_encoder, encoder)]
+        if ranges[0] != ranges[1]:
+            raise BSRError(
+                f"network_moco.encoder.img_range: {ranges[0]}, expected {ranges[1]}, as in the encoder that is trained"
+            )
         if _layout(self.key_encoder) != _layout(encoder):
             raise BSRError(
                 f"network_moco.encoder: builds another network than the encoder that is trained, "

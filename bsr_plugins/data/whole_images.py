@@ -45,7 +45,9 @@ class WholeImages:
         return len(self._images) * len(self._settings)
 
     def item(self, index: int) -> dict[str, Tensor | str]:
-        """Make an item; all settings of an image come one after another.
+        """Make an item: `lq`, `gt`, their paths, and the true blur `kernel` (k, k) where there is a single one.
+
+        All settings of an image come one after another.
 
         Raises:
             BadImageError: The image cannot be read.
@@ -56,10 +58,14 @@ class WholeImages:
         scale = self._options.scale
         _, height, width = gt.shape
         gt = gt[:, : height - height % scale, : width - width % scale].contiguous()
+        params = self._params(image.name, setting)
         with torch.no_grad():
-            lq = self._degradation(gt[None, None], self._params(image.name, setting))
+            lq = self._degradation(gt[None, None], params)
         suffix = "" if setting is None else f"_{setting.name}"
-        return {
+        known: dict[str, Tensor | str] = {}
+        if self._degradation.kernel_size is not None:
+            known["kernel"] = self._degradation.kernels(params)[0]
+        return known | {
             "lq": lq[0, 0].contiguous(),
             "gt": gt,
             "lq_path": f"{self._names[number]}{suffix}.png",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsr_plugins.errors import BSRError
+
 Params = dict[str, Tensor]
 """Drawn parameters: CPU tensors whose first dimension is the batch; they fix the result, can be logged and replayed."""
 
@@ -16,6 +18,16 @@ class Degradation(ABC):
     """Turns HR images into LR ones. Drawing the parameters and applying them are two steps."""
 
     scale: int
+    kernel_size: int | None = None
+    """Taps per axis of the one kernel that is a sample's blur; None where the blur is no single kernel."""
+
+    def kernels(self, params: Params) -> Tensor:  # noqa: ARG002
+        """Return the blur kernels, shape (B, kernel_size, kernel_size), float32 on the CPU.
+
+        Raises:
+            BSRError: The blur is no single kernel.
+        """
+        raise BSRError(f"{type(self).__name__}: has no single blur kernel, expected a degradation that has one")
 
     @property
     @abstractmethod

@@ -98,7 +98,7 @@ class ClassicalDegradation(Degradation):
         sampler: Block = "uniform",
     ) -> None:
         self.scale = integer(scale, "degradation.scale", 1)
-        self.kernel_size = integer(kernel_size, "degradation.kernel_size", 1)
+        self.kernel_size: int = integer(kernel_size, "degradation.kernel_size", 1)
         if kernel_size % 2 == 0:
             raise OptionError(f"degradation.kernel_size: {kernel_size!r}, expected an odd number")
         if border not in BORDERS:
@@ -181,6 +181,18 @@ class ClassicalDegradation(Degradation):
         if self.round_to_8bit:
             lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
         return lq
+
+    def kernels(self, params: Params) -> Tensor:
+        """Return the blur kernels, shape (B, kernel_size, kernel_size), float32; a unit impulse where there is no blur.
+
+        See `gaussian_kernels`.
+        """
+        profiles = gaussian_profiles(params["lambda1"], self.kernel_size)
+        isotropic = profiles[:, :, None] * profiles[:, None, :]
+        equal = (params["lambda1"] == params["lambda2"])[:, None, None]
+        lambda1, lambda2 = (torch.where(params["lambda1"] > 0, params[name], 1.0) for name in ("lambda1", "lambda2"))
+        any_shape = gaussian_kernels(lambda1, lambda2, params["theta"], self.kernel_size)
+        return torch.where(equal, isotropic, any_shape).float()
 
     def clean(self, gt: Tensor) -> Tensor:
         """Return the clean LR images: bicubic downsampling alone (and 8 bits, if asked for)."""

@@ -2,5 +2,7 @@
 
 from bsr_plugins.models.aacl_model import AACLModel
 from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.models.dasr_model import DASRModel
+from bsr_plugins.models.redsr_model import ReDSRModel
 
-__all__ = ["AACLModel", "BlindSRModel"]
+__all__ = ["AACLModel", "BlindSRModel", "DASRModel", "ReDSRModel"]

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from basicsr.utils.registry import MODEL_REGISTRY
-from mmengine.dist import all_reduce_params
-from torch import Tensor, nn
+from torch import Tensor
 
-from bsr_plugins.archs import MoCo
 from bsr_plugins.degradations import Params, degraded_distance, sigma_align
 from bsr_plugins.errors import OptionError
-from bsr_plugins.metrics.representation import embedding_spread
-from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.models.contrastive_model import ContrastiveModel
 from bsr_plugins.options import call_with, integer, number
 from bsr_plugins.registration import register
-
-
-class EncoderPhase(NamedTuple):
-    """The first iterations, in which only the encoder learns.
-
-    DASR's are 100 epochs at 1e-3, a tenth of it after 60, an epoch being 1000 iterations.
-
-    Attributes:
-        iters: How many they are; 0 for none.
-        lr: The learning rate at first.
-        milestones: After how many iterations it is multiplied by `gamma`.
-        gamma: See there.
-    """
-
-    iters: int = 0
-    lr: float = 1e-3
-    milestones: Sequence[int] = ()
-    gamma: float = 0.1
-
-    def lr_at(self, iteration: int) -> float:
-        """Return the learning rate of an iteration, which counts from 1."""
-        return self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
 
 
 class SigmaAlignment(NamedTuple):
@@ -54,24 +29,19 @@ class SigmaAlignment(NamedTuple):
 
 
 @register(MODEL_REGISTRY)
-class AACLModel(BlindSRModel):
+class AACLModel(ContrastiveModel):
     """Trains a network with a contrastive encoder, e.g. `AACLNet`, on views that are aligned by degraded distance.
 
     Of an image's V views (`num_views`), all under one degradation, those m are kept whose degraded distances have the
     smallest standard deviation (sigma-alignment); one of them is the query and is super-resolved, the others are its
     positives. Contrast is MoCo's, with the settings of DASR. Adaptive degradation sampling (ADS) is the `ads` sampler
-    of the degradation block. Options besides those of `BlindSRModel`:
+    of the degradation block. Options besides those of `ContrastiveModel`:
 
-    * `network_moco`: the key side (`MoCo`);
-    * `train.contrastive_opt`: the loss (`InfoNCELoss`);
     * `train.sigma_alignment: {keep: 2, max_std: null}`: see `SigmaAlignment`. A set whose deviation is above `max_std`
-      is left out of the contrast, not of the restoration, and its keys still serve as negatives;
-    * `train.encoder_phase: {iters: N, lr: 0.001, milestones: [], gamma: 0.1}`: see `EncoderPhase`. The schedule of
-      `train.scheduler` and the warm-up count from the end of the phase; `total_iter` includes it.
+      is left out of the contrast, not of the restoration, and its keys still serve as negatives.
 
-    Logged besides the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
-    1 / (1 + number of keys)), `embedding_spread` (0 collapsed, 1 even), `align_std` (mean deviation of the kept sets,
-    in grey levels) and `align_accepted`.
+    Logged besides what `ContrastiveModel` logs: `align_std` (mean deviation of the kept sets, in grey levels) and
+    `align_accepted`.
 
     Source: AACL's abstract names ADS, sigma-alignment and the fusion modules; the losses, the phase and how these are
     put together are DASR's, or ours where DASR has no counterpart.
@@ -80,14 +50,15 @@ class AACLModel(BlindSRModel):
         OptionError: The blocks do not fit together.
     """
 
-    training_network_names = ("moco",)
-
     def build_losses(self) -> None:
-        """Build the contrastive loss and read the settings of alignment and encoder phase."""
-        train_opt = self.opt["train"]
-        self.cri_contrast = self.build_train_loss("contrastive_opt")
-        self.alignment = _alignment(train_opt)
-        self.encoder_phase = _encoder_phase(train_opt)
+        """Build the losses and read the settings of the alignment."""
+        super().build_losses()
+        self.alignment = _alignment(self.opt["train"])
+
+    @classmethod
+    def keys_per_query(cls, train_opt: Mapping[str, Any]) -> int:
+        """See `ContrastiveModel.keys_per_query`."""
+        return _alignment(train_opt).keep - 1
 
     @classmethod
     def check_options(cls, opt: Mapping[str, Any]) -> None:
@@ -95,71 +66,11 @@ class AACLModel(BlindSRModel):
         super().check_options(opt)
         if not opt["is_train"]:
             return
-        dataset_opt, train_opt = opt["datasets"]["train"], opt["train"]
-        blocks = {"degradation": opt, "network_moco": opt, "train.contrastive_opt": train_opt}
-        for place, holder in blocks.items():
-            if holder.get(place.removeprefix("train.")) is None:
-                raise OptionError(f"{place}: the block is missing, {cls.__name__} needs it")
-        if dataset_opt.get("degrade_on") != "device":
+        num_views, keep = opt["datasets"]["train"].get("num_views") or 1, _alignment(opt["train"]).keep
+        if num_views < keep:
             raise OptionError(
-                f"datasets.train.degrade_on: {dataset_opt.get('degrade_on')!r}, expected 'device', "
-                f"since {cls.__name__} contrasts views under one degradation"
+                f"datasets.train.num_views: {num_views}, expected at least train.sigma_alignment.keep, which is {keep}"
             )
-        keep = _alignment(train_opt).keep
-        if (dataset_opt.get("num_views") or 1) < keep:
-            raise OptionError(
-                f"datasets.train.num_views: {dataset_opt.get('num_views', 1)}, expected at least "
-                f"train.sigma_alignment.keep, which is {keep}"
-            )
-        _encoder_phase(train_opt)
-
-    @classmethod
-    def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
-        """See `BlindSRModel.check_networks`."""
-        if not opt["is_train"]:
-            return
-        net_g, moco = networks["network_g"], networks["network_moco"]
-        if not isinstance(moco, MoCo):
-            raise OptionError(f"network_moco.type: {opt['network_moco']['type']!r}, expected 'MoCo'")
-        if not isinstance(getattr(net_g, "encoder", None), nn.Module):
-            raise OptionError(f"network_g.type: {opt['network_g']['type']!r}, expected a network with an encoder")
-        moco.check_encoder(net_g.encoder)  # type: ignore[arg-type]
-        batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
-        keys, queue_size = batch * (_alignment(opt["train"]).keep - 1), moco.queue.shape[1]
-        if keys > queue_size:
-            raise OptionError(f"network_moco.queue_size: {queue_size}, expected at least {keys}, the keys of one step")
-
-    @property
-    def bare_moco(self) -> Any:
-        """The `MoCo` network without a wrapper."""
-        return self.get_bare_model(self.training_networks["moco"])
-
-    @property
-    def bare_net_g(self) -> Any:
-        """`network_g` without a wrapper."""
-        return self.get_bare_model(self.net_g)
-
-    def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Let the key side start where the encoder is."""
-        super().start_training_network(name, network)
-        self.check_networks(self.opt, {"network_g": self.bare_net_g, "network_moco": network})
-        network.start_from(self.bare_net_g.encoder)  # type: ignore[operator]
-
-    @property
-    def in_encoder_phase(self) -> bool:
-        """Whether only the encoder learns at the current iteration."""
-        return self.current_iter <= self.encoder_phase.iters
-
-    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Set the learning rate: the phase's own, then the schedule from its beginning."""
-        since = current_iter - self.encoder_phase.iters
-        if since <= 0:
-            lr = self.encoder_phase.lr_at(current_iter)
-            self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
-            return
-        if since == 1:
-            self._set_lr(self._get_init_lr())
-        super().update_learning_rate(since, warmup_iter)
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
         """Choose views by sigma-alignment; set the query's `lq` and `gt`, and the positives' `key_lq`."""
@@ -176,36 +87,12 @@ class AACLModel(BlindSRModel):
         self.accepted = chosen.accepted
         self.figures |= {"align_std": chosen.std.mean(), "align_accepted": chosen.accepted.float().mean()}
 
-    def compute_losses(self) -> dict[str, Tensor]:
-        """Return the contrastive loss and, after the encoder phase, the restoration losses."""
-        if self.in_encoder_phase:
-            return self.contrastive_losses(self.bare_net_g.encode(self.lq))
-        self.output, representation = self.net_g(self.lq, return_representation=True)
-        return self.restoration_losses(self.output, self.gt) | self.contrastive_losses(representation)
-
-    def contrastive_losses(self, representation: Tensor) -> dict[str, Tensor]:
-        """Contrast the queries with their positives against the queue, and log the representation's health."""
-        query, self.keys = self.training_networks["moco"](representation, self.key_lq)
-        self.figures |= {
-            "contrast_accuracy": self.bare_moco.queue_accuracy(query, self.keys),
-            "embedding_spread": embedding_spread(query.detach()),
-        }
+    def contrast(self, query: Tensor) -> Tensor:
+        """Return the contrastive loss of the sets that are aligned well enough."""
         if not bool(self.accepted.any()):
-            return {"l_contrast": query.sum() * 0}
-        loss = self.cri_contrast(query[self.accepted], self.keys[self.accepted], self.bare_moco.queue)
-        return {"l_contrast": loss}
-
-    def after_backward(self) -> None:
-        """Average the encoder's gradients over the ranks in its phase, when `network_g` runs without DDP's forward."""
-        super().after_backward()
-        if self.in_encoder_phase:
-            all_reduce_params([p.grad for p in self.bare_net_g.encoder.parameters()], op="mean")
-
-    def after_step(self) -> None:
-        """Let the key encoder follow, and put the keys into the queue."""
-        super().after_step()
-        self.bare_moco.update_key_encoder(self.bare_net_g.encoder)
-        self.bare_moco.enqueue(self.keys)
+            return query.sum() * 0
+        loss: Tensor = self.cri_contrast(query[self.accepted], self.keys[self.accepted], self.bare_moco.queue)
+        return loss
 
 
 def _alignment(train_opt: Mapping[str, Any]) -> SigmaAlignment:
@@ -214,15 +101,3 @@ def _alignment(train_opt: Mapping[str, Any]) -> SigmaAlignment:
     if alignment.max_std is not None:
         number(alignment.max_std, "train.sigma_alignment.max_std", 0.0)
     return alignment
-
-
-def _encoder_phase(train_opt: Mapping[str, Any]) -> EncoderPhase:
-    phase = call_with(EncoderPhase, train_opt.get("encoder_phase") or {}, "train.encoder_phase")
-    integer(phase.iters, "train.encoder_phase.iters", 0, train_opt["total_iter"])
-    number(phase.lr, "train.encoder_phase.lr", 0.0)
-    number(phase.gamma, "train.encoder_phase.gamma", 0.0, 1.0)
-    if not isinstance(phase.milestones, list | tuple):
-        raise OptionError(f"train.encoder_phase.milestones: {phase.milestones!r}, expected a list of iterations")
-    for milestone in phase.milestones:
-        integer(milestone, "train.encoder_phase.milestones", 1)
-    return phase

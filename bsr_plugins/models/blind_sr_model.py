@@ -14,9 +14,11 @@ from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
-from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.losses import RepresentationLoss
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
@@ -35,6 +37,8 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
       (`degrade_on: device`), which are degraded here; draws depend on `manual_seed`, iteration and rank alone. With
       a dataset that gives `lq` itself, the block is left out. What an `ads` sampler has measured is saved with the run
       as `degradation_calibration.json`, and read back when the run resumes.
+    * `train.representation_opt`: a loss on the representations that `network_g` gives besides its images, e.g.
+      `EnergyDistanceLoss`; for any `RepresentationNet`. Mean and spread of the representations are logged with it.
     * `network_NAME` for every name in `training_network_names`: a network that only training needs, saved as
       `net_NAME_*.pth`, resumed, put on the device and wrapped for DDP like `network_g`.
 
@@ -66,14 +70,21 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                     f"degradation: the block is {'missing' if views else 'given'}, but datasets.train.degrade_on is "
                     f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
                 )
+            _check_kind(opt["train"], "representation_opt", RepresentationLoss)
 
     @classmethod
     def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
-        """Check whether the networks, by the keys of their blocks, fit the options and each other; here all do.
+        """Check whether the networks, by the keys of their blocks, fit the options and each other.
 
         Raises:
             OptionError: They do not.
         """
+        wanted = opt["is_train"] and opt["train"].get("representation_opt") is not None
+        if wanted and not isinstance(networks["network_g"], RepresentationNet):
+            raise OptionError(
+                f"network_g.type: {opt['network_g']['type']!r} gives no representation, expected one that does, for "
+                "train.representation_opt"
+            )
 
     def init_training_settings(self) -> None:
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
@@ -84,7 +95,10 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         super().init_training_settings()
 
     def build_losses(self) -> None:
-        """Build the losses that `SRModel` does not know; here there are none."""
+        """Build the losses that `SRModel` does not know."""
+        self.cri_representation: nn.Module | None = None
+        if self.opt["train"].get("representation_opt") is not None:
+            self.cri_representation = self.build_train_loss("representation_opt")
 
     def build_train_loss(self, key: str) -> nn.Module:
         """Build the loss that the block `train.KEY` describes."""
@@ -177,19 +191,39 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
 
     def compute_losses(self) -> dict[str, Tensor]:
         """Run the networks on the batch and return every weighted loss by name; their sum is minimised."""
-        self.output = self.net_g(self.lq)
-        return self.restoration_losses(self.output, self.gt)
+        if self.cri_representation is None:
+            self.output = self.net_g(self.lq)
+            return self.restoration_losses(self.output, self.gt)
+        self.output, representation = self.net_g(self.lq, return_representation=True)
+        return self.restoration_losses(self.output, self.gt) | self.representation_losses(representation)
+
+    def representation_losses(self, representation: Tensor) -> dict[str, Tensor]:
+        """Return the loss of `train.representation_opt`, and log mean and spread of the representations."""
+        if self.cri_representation is None:
+            return {}
+        self.figures |= {
+            "representation_mean": representation.detach().mean(),
+            "representation_std": representation.detach().std(dim=0, correction=0).mean(),
+        }
+        # The samples are those of all ranks, as the loss sees the representations of all ranks.
+        generator = generator_at(self.opt["manual_seed"], "representation_opt", self.current_iter)
+        return {"l_representation": self.cri_representation(representation, generator)}
 
     def restoration_losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """Return the losses of `train.pixel_opt` and `train.perceptual_opt` between SR and HR images."""
         losses = {}
         if self.cri_pix is not None:
-            losses["l_pix"] = self.cri_pix(output, gt)
+            losses["l_pix"] = self.pixel_loss(output, gt)
         if self.cri_perceptual is not None:
             perceptual, style = self.cri_perceptual(output, gt)
             losses |= {"l_percep": perceptual} if perceptual is not None else {}
             losses |= {"l_style": style} if style is not None else {}
         return losses
+
+    def pixel_loss(self, output: Tensor, gt: Tensor) -> Tensor:
+        """Return the loss of `train.pixel_opt`."""
+        loss: Tensor = self.cri_pix(output, gt)
+        return loss
 
     def take_step(self, losses: Mapping[str, Tensor]) -> None:
         """Backpropagate the sum of the losses and update parameters and EMA."""
@@ -230,6 +264,14 @@ def check_device(opt: Mapping[str, Any]) -> None:
         raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
     if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
         raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
+
+
+def _check_kind(train_opt: Mapping[str, Any], key: str, kind: type[nn.Module]) -> None:
+    """Check that the loss `train.KEY`, if there is one, is of a kind."""
+    name = (train_opt.get(key) or {}).get("type")
+    known = {loss: made for loss, made in LOSS_REGISTRY if isinstance(made, type) and issubclass(made, kind)}
+    if name is not None and name not in known:
+        raise unknown_name(f"train.{key}.type", name, known)
 
 
 @master_only  # type: ignore[untyped-decorator]

@@ -1,0 +1,118 @@
+"""Degradation-aware convolution, block and group: how a representation steers features in DASR and ReDSR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
+
+_TAPS = 3
+_PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
+
+
+@dataclass(frozen=True)
+class DAShape:
+    """What the blocks of a network have in common.
+
+    Attributes:
+        num_feat: Channels of the features.
+        representation_dim: Size of the representation that steers a block.
+        reduction: The hidden layer of the channel attention has `representation_dim // reduction` channels.
+        act: Makes an activation; each place has one of its own, as it may have parameters.
+        mix_taps: Taps of the convolution that mixes the channels after the dynamic one: 1 or 3.
+        padding_mode: Padding of all 3×3 convolutions, the dynamic one too: `zeros` or `reflect`.
+    """
+
+    num_feat: int
+    representation_dim: int
+    reduction: int
+    act: Callable[[], nn.Module]
+    mix_taps: int = 1
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+
+    def conv(self, taps: int = _TAPS) -> nn.Conv2d:
+        """Make a convolution that keeps channels and size."""
+        return nn.Conv2d(self.num_feat, self.num_feat, taps, padding=taps // 2, padding_mode=self.padding_mode)
+
+
+class DAConv(nn.Module):
+    """Degradation-aware convolution (DASR, Wang et al., CVPR 2021, Sec. 3.3).
+
+    Two branches are added: a depthwise 3×3 convolution with kernels that the representation gives for each sample,
+    an activation and a convolution across the channels; and the features scaled per channel by an attention that
+    depends on the representation alone.
+
+    Args:
+        shape: See `DAShape`.
+    """
+
+    def __init__(self, shape: DAShape) -> None:
+        super().__init__()
+        num_feat, dim = shape.num_feat, shape.representation_dim
+        self.pad_mode = _PAD_MODES[shape.padding_mode]
+        self.kernel = nn.Sequential(
+            nn.Linear(dim, num_feat, bias=False), shape.act(), nn.Linear(num_feat, num_feat * _TAPS**2, bias=False)
+        )
+        self.act = shape.act()
+        self.conv = shape.conv(shape.mix_taps)
+        self.attention = nn.Sequential(
+            nn.Conv2d(dim, dim // shape.reduction, 1, bias=False),
+            shape.act(),
+            nn.Conv2d(dim // shape.reduction, num_feat, 1, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Steer features (B, num_feat, H, W) by representations (B, representation_dim)."""
+        kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)
+        mixed: Tensor = self.conv(self.act(dynamic_depthwise_conv(x, kernels, self.pad_mode)))
+        scaled: Tensor = x * self.attention(representation[:, :, None, None])
+        return mixed + scaled
+
+
+class DAB(nn.Module):
+    """Degradation-aware block: two `DAConv` and two 3×3 convolutions in turn, a residual.
+
+    Args:
+        shape: See `DAShape`.
+    """
+
+    def __init__(self, shape: DAShape) -> None:
+        super().__init__()
+        self.da_conv1, self.act1 = DAConv(shape), shape.act()
+        self.conv1, self.act2 = shape.conv(), shape.act()
+        self.da_conv2, self.act3 = DAConv(shape), shape.act()
+        self.conv2 = shape.conv()
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
+        out = self.act1(self.da_conv1(x, representation))
+        out = self.act3(self.da_conv2(self.act2(self.conv1(out)), representation))
+        residual: Tensor = self.conv2(out)
+        return residual + x
+
+
+class DAG(nn.Module):
+    """Degradation-aware group: blocks in a row, a 3×3 convolution, a residual.
+
+    Args:
+        shape: See `DAShape`.
+        num_block: Number of blocks.
+    """
+
+    def __init__(self, shape: DAShape, num_block: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(DAB(shape) for _ in range(num_block))
+        self.conv = shape.conv()
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
+        out = x
+        for block in self.blocks:
+            out = block(out, representation)
+        residual: Tensor = self.conv(out)
+        return residual + x

@@ -1,0 +1,42 @@
+"""DASR: unsupervised degradation representation learning by contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
+
+from bsr_plugins.degradations import Params
+from bsr_plugins.errors import OptionError
+from bsr_plugins.models.contrastive_model import ContrastiveModel
+from bsr_plugins.registration import register
+
+_VIEWS = 2
+
+
+@register(MODEL_REGISTRY)
+class DASRModel(ContrastiveModel):
+    """Trains `DASR`, or another network with a contrastive encoder, as DASR (Wang et al., CVPR 2021) does.
+
+    Two patches of an image share one degradation: the first is the query and is super-resolved, the second is its
+    positive. Options are those of `ContrastiveModel`. With `train.representation_opt: {type: EnergyDistanceLoss}` it
+    is the "DASR + ED loss" of ReDSR's Table 4.
+
+    Raises:
+        OptionError: The blocks do not fit together.
+    """
+
+    @classmethod
+    def check_options(cls, opt: Mapping[str, Any]) -> None:
+        """See `BlindSRModel.check_options`."""
+        super().check_options(opt)
+        if opt["is_train"]:
+            num_views = opt["datasets"]["train"].get("num_views") or 1
+            if num_views != _VIEWS:
+                raise OptionError(f"datasets.train.num_views: {num_views}, expected {_VIEWS}, a query and its positive")
+
+    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
+        """Take the first view as the query, the second as its key."""
+        self.lq, self.gt, self.key_lq = lq[:, 0], gt[:, 0], lq[:, 1]
