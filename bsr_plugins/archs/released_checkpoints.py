@@ -1,0 +1,399 @@
+"""Checkpoints of the released codes of ReDSR and DASR, made into BasicSR's of our networks and back.
+
+A released ReDSR file is a dict of `epoch` and the state dicts of encoder (`model_DP_state_dict`), degrader
+(`model_RB_state_dict`) and generator (`model_SRN_state_dict`); a released DASR file is one flat state dict of generator
+(`G.`) and encoder with projection (`E.encoder_q.`). Here a tensor of either side has one flat name, which begins with
+the part or file that it is in, e.g. `model_DP_state_dict.ConvNet.1.weight` and `net_g.encoder.features.0.weight`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor
+
+from bsr_plugins.errors import BSRError
+from bsr_plugins.options import build_from_block, integer
+
+T = TypeVar("T")
+Options = dict[str, dict[str, Any]]
+_Rows = list[tuple[str, str]]  # prefix of released names, of ours; in the order of the released file
+
+PARAM_KEYS = ("params", "params_ema")
+_NUM_GROUP = 5
+_TRIPLING_CHANNELS = 9 * 64  # of the convolution before a pixel shuffle by 3
+_DASR_RANGE = 255.0
+_SHIFT_RTOL, _SHIFT_ATOL = 1e-3, 1e-6  # wide enough for weights in half precision
+_NAMED = 5  # so many names make a message; the rest is counted
+_PARTS = ("model_DP_state_dict", "model_RB_state_dict", "model_SRN_state_dict")
+_DATA_PARALLEL = "module."
+
+# Sizes are read from names like these, of either side.
+_BLOCK = re.compile(r"\.(?:body\.\d+\.body|groups\.\d+\.blocks)\.(\d+)\.conv1\.")
+_UPSAMPLER = re.compile(r"\.(?:tail\.0|generator\.upsample)\.(\d+)\.")
+
+# What MoCo has beyond the released file. A follower starts as a copy of its leader.
+_FOLLOWERS = {"net_moco.key_encoder.": "net_g.encoder.", "net_moco.projection_k.": "net_moco.projection_q."}
+_OURS_ALONE = (*_FOLLOWERS, "net_moco.queue")
+
+
+def _under(released: str, ours: str, rows: Iterable[tuple[str, str]]) -> _Rows:
+    return [(f"{released}.{theirs}", f"{ours}.{own}") for theirs, own in rows]
+
+
+# DASR's activations have no parameters, so its files have no tensors for some of these rows.
+_ACTIVATIONS = [(f"prelu{number}", f"act{number}") for number in (1, 2, 3)]
+_GENERATOR_CONV = [("kernel", "kernel"), ("conv", "conv"), ("ca.conv_du", "attention"), ("prelu", "act")]
+_GENERATOR_BLOCK = [
+    *_under("da_conv1", "da_conv1", _GENERATOR_CONV),
+    *_under("da_conv2", "da_conv2", _GENERATOR_CONV),
+    *(("conv1", "conv1"), ("conv2", "conv2"), *_ACTIVATIONS),
+]
+_DEGRADER_CONV = [("kernel", "kernel"), ("ca.conv_du", "attention"), ("conv.1", "conv"), ("prelu", "act")]
+_DEGRADER_BLOCK = [
+    *_under("da_conv1", "da_conv1", _DEGRADER_CONV),
+    ("conv1.0.1", "conv1"),
+    *_under("da_conv2", "da_conv2", _DEGRADER_CONV),
+    *(("conv2.0.1", "conv2"), *_ACTIVATIONS),
+]
+_DEGRADER = [
+    *(("mlpA", "expand"), ("A_head.1", "head.0"), ("A_head.2", "head.1")),
+    *(row for n in range(3) for row in _under(f"blk{n + 1}_A", f"blocks.{n}", _DEGRADER_BLOCK)),
+    *(("A_tail.0", "downscale.0"), ("A_tail.1", "downscale.1")),
+    *((f"A_tail.{theirs}", f"tail.{own}") for own, theirs in enumerate((3, 4, 6, 7, 9))),
+]
+# A padding, a convolution and an activation in each released layer; ours pads in the convolution.
+_ENCODER = [(f"ConvNet.{3 * n + 1 + k}", f"encoder.features.{2 * n + k}") for n in range(6) for k in (0, 1)]
+
+
+def _generator(num_block: int) -> _Rows:
+    rows = [("sub_mean", "generator.sub_mean"), ("add_mean", "generator.add_mean")]
+    rows += [("head.0", "generator.conv_first"), ("compress", "compress")]
+    for n in range(_NUM_GROUP):
+        released, ours = f"body.{n}.body", f"generator.groups.{n}"
+        for block in range(num_block):
+            rows += _under(f"{released}.{block}", f"{ours}.blocks.{block}", _GENERATOR_BLOCK)
+        rows.append((f"{released}.{num_block}", f"{ours}.conv"))
+    rows.append((f"body.{_NUM_GROUP}", "generator.conv_after_body"))
+    return [*rows, ("tail.0", "generator.upsample"), ("tail.1", "generator.conv_last")]
+
+
+def _redsr_rows(num_block: int) -> _Rows:
+    encoder, degrader, generator = _PARTS
+    return [
+        *_under(encoder, "net_g", _ENCODER),
+        *_under(degrader, "net_degrader", _DEGRADER),
+        *_under(generator, "net_g", _generator(num_block)),
+    ]
+
+
+def _dasr_rows(num_block: int) -> _Rows:
+    encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
+    return [*_under("G", "net_g", _generator(num_block)), *encoder]
+
+
+def _redsr_options(num_block: int, upscale: int) -> Options:
+    return {
+        "network_g": {"type": "ReDSR", "num_block": num_block, "upscale": upscale},
+        "network_degrader": {"type": "ReDSRDegrader", "scale": upscale},
+    }
+
+
+def _dasr_options(num_block: int, upscale: int) -> Options:
+    return {
+        "network_g": {"type": "DASR", "num_block": num_block, "upscale": upscale, "img_range": _DASR_RANGE},
+        "network_moco": {"type": "MoCo", "encoder": {"type": "ContrastiveEncoder", "img_range": _DASR_RANGE}},
+    }
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A released code."""
+
+    name: str
+    white: float  # in its images
+    companion: str  # our file beside net_g
+    options: Callable[[int, int], Options]  # for a number of blocks per group and a scale
+    rows: Callable[[int], _Rows]  # for a number of blocks per group
+
+
+_REDSR = _Kind("ReDSR", 1.0, "net_degrader", _redsr_options, _redsr_rows)
+_DASR = _Kind("DASR", _DASR_RANGE, "net_moco", _dasr_options, _dasr_rows)
+
+
+class _Plan:
+    """What files of one kind hold, with sizes read from the tensors of one of them.
+
+    Attributes:
+        options: Our blocks of options.
+        initial: Tensors of our fresh networks, by our names and in our order.
+        ours: Our name for every released one, in the order of the released file.
+    """
+
+    def __init__(self, kind: _Kind, tensors: Mapping[str, object]) -> None:
+        num_block = max(1, len({found[1] for name in tensors if (found := _BLOCK.search(name))}))
+        upscale = _upscale(tensors)
+        self.kind = kind
+        self.title = f"the released {kind.name} for ×{upscale} with {num_block} blocks per group"
+        self.options = kind.options(num_block, upscale)
+        archs = dict(iter(ARCH_REGISTRY))
+        networks = {
+            f"net_{key.removeprefix('network_')}": build_from_block(block, archs, key).state_dict()
+            for key, block in self.options.items()
+        }
+        self.initial: dict[str, Tensor] = _flatten(networks)
+        self.ours = dict(_names(kind.rows(num_block), self.initial))
+
+    def check(self, file: Path, tensors: Mapping[str, object], expected: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return tensors by our names.
+
+        Args:
+            file: Where they are from.
+            tensors: Tensors by the names that they have there.
+            expected: Our name for each of those that have to be there.
+
+        Raises:
+            BSRError: A tensor is missing, unknown or of another shape, or the images' range is another one.
+        """
+        misfits = {n: _misfit(tensors[n], self.initial[ours]) for n, ours in expected.items() if n in tensors}
+        problems = [
+            *_listed("lacks", [repr(name) for name in expected if name not in tensors]),
+            *_listed("has the unknown", [repr(name) for name in tensors if name not in expected]),
+            *_listed("has misfits:", [f"{name!r} {misfit}" for name, misfit in misfits.items() if misfit]),
+        ]
+        if problems:
+            raise BSRError(f"{file}: {'; '.join(problems)}; expected the tensors of {self.title}")
+        found = {ours: value for n, ours in expected.items() if isinstance(value := tensors[n], Tensor)}
+        self._check_range(file, found)
+        return found
+
+    def _check_range(self, file: Path, found: Mapping[str, Tensor]) -> None:
+        """Check that the weights are for images on the scale that our network gives them."""
+        for name, value in found.items():
+            wanted = self.initial[name]
+            if "_mean." in name and not torch.allclose(value.to(wanted), wanted, _SHIFT_RTOL, _SHIFT_ATOL):
+                raise BSRError(
+                    f"{file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
+                    f"expected {_numbers(wanted)}, which is DIV2K's in [0, {self.kind.white:g}]"
+                )
+
+
+def convert(source: Path, folder: Path, force: bool = False) -> Options:
+    """Convert a released checkpoint into BasicSR's: `net_g.pth`, and `net_degrader.pth` or `net_moco.pth`.
+
+    Every tensor is carried over as it is. The released DASR file lacks the key side and the queue of MoCo: here the key
+    side is a copy of the query side, and the queue is a fresh one of MoCo's default size.
+
+    Args:
+        source: The released file; a prefix `module.` of all names is dropped.
+        folder: Folder to write to; it is made if its parent is there.
+        force: Replace files that are there.
+
+    Returns:
+        The blocks of options that the files fit: `network_g`, and `network_degrader` or `network_moco`.
+
+    Raises:
+        BSRError: The source cannot be used, or the files cannot be written. Nothing has been written then.
+    """
+    kind, tensors, epoch = _read_released(source)
+    plan = _Plan(kind, tensors)
+    found = plan.check(source, tensors, plan.ours)
+    networks = _unflatten({name: _initial(name, plan, found) for name in plan.initial})
+    contents: dict[str, dict[str, Any]] = {f"{name}.pth": {"params": state} for name, state in networks.items()}
+    if epoch is not None:
+        contents["net_g.pth"]["epoch"] = epoch
+    _write(folder, contents, force)
+    return plan.options
+
+
+def convert_back(source: Path, file: Path, param_key: str = "params", force: bool = False) -> None:
+    """Convert our checkpoints into a released one, the inverse of `convert`.
+
+    The released codes know 5 groups of 64 features only. They have no place for the key side and the queue of MoCo,
+    which are left out, and they count epochs: ReDSR's `epoch` is 0 unless `net_g` was converted from a released file.
+    The released ReDSR code knows its degrader for ×4 alone, but tests at other scales without it.
+
+    Args:
+        source: Folder of `net_g.pth` and `net_degrader.pth` or `net_moco.pth`; or a file named `net_g…`, e.g.
+            `net_g_latest.pth`, which has the other beside it, `net_degrader_latest.pth`.
+        file: The file to write; its folder is made if the parent of that is there.
+        param_key: The weights of `net_g` to take, `params` or `params_ema`; those of the other network are `params`
+            where it has no others.
+        force: Replace the file if it is there.
+
+    Raises:
+        BSRError: The source cannot be used, or the file cannot be written. Nothing has been written then.
+    """
+    net_g = source / "net_g.pth" if source.is_dir() else source
+    kind, tensors, epoch = _read_ours(net_g, param_key)
+    plan = _Plan(kind, tensors)
+    found = plan.check(net_g, tensors, {name: name for name in plan.ours.values()})
+    released = {name: found[ours] for name, ours in plan.ours.items()}
+    content = {"epoch": epoch, **_unflatten(released)} if kind is _REDSR else released
+    _write(file.parent, {file.name: content}, force)
+
+
+def _names(rows: _Rows, ours: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Pair every released name with ours; a prefix stands for whole parts of a name."""
+    for released, own in rows:
+        yield from ((released + name.removeprefix(own), name) for name in ours if name.startswith(f"{own}."))
+
+
+def _upscale(tensors: Mapping[str, object]) -> int:
+    """Tell the scale by the upsampler: one convolution for ×2, two for ×4, one with more channels for ×3."""
+    found = [(match[1], value) for name, value in tensors.items() if (match := _UPSAMPLER.search(name))]
+    if any(isinstance(value, Tensor) and value.shape[:1] == (_TRIPLING_CHANNELS,) for _, value in found):
+        return 3
+    return 2 if len({layer for layer, _ in found}) == 1 else 4
+
+
+def _initial(name: str, plan: _Plan, found: Mapping[str, Tensor]) -> Tensor:
+    """Return what a tensor of ours is after conversion."""
+    for follower, leader in _FOLLOWERS.items():
+        if name.startswith(follower):
+            return found[leader + name.removeprefix(follower)].clone()
+    return found.get(name, plan.initial[name])
+
+
+def _misfit(value: object, wanted: Tensor) -> str | None:
+    """Say why a value cannot take the place of a tensor, if it cannot."""
+    if not isinstance(value, Tensor):
+        return f"is no tensor but of type {type(value).__name__}"
+    if value.shape != wanted.shape:
+        return f"is {tuple(value.shape)} and not {tuple(wanted.shape)}"
+    dense = value.layout is torch.strided and value.device == wanted.device
+    if not dense or value.is_floating_point() != wanted.is_floating_point():
+        return f"is of {value.dtype}, {value.layout} on {value.device} and not a dense tensor of {wanted.dtype}"
+    return None
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"{what} {', '.join(names[:_NAMED])}{more}"] if names else []
+
+
+def _numbers(value: Tensor) -> str:
+    return ", ".join(f"{number:.4f}" for number in value.flatten().tolist())
+
+
+def _flatten(states: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
+
+
+def _unflatten(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    states: dict[str, dict[str, T]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        states.setdefault(part, {})[rest] = value
+    return states
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
+    shared = all(name.startswith(_DATA_PARALLEL) for name in state)
+    return {name.removeprefix(_DATA_PARALLEL) if shared else name: value for name, value in state.items()}
+
+
+def _read_released(file: Path) -> tuple[_Kind, dict[str, object], int | None]:
+    """Return the kind of a released file, its tensors, and ReDSR's epoch."""
+    content = _load(file)
+    if _is_state(content):
+        if any(part in content for part in _PARTS):
+            tensors, epoch = _read_redsr(file, content)
+            return _REDSR, tensors, epoch
+        tensors = _without_data_parallel(content)
+        if any(name.startswith(("G.", "E.")) for name in tensors):
+            return _DASR, tensors, None
+    raise BSRError(
+        f"{file}: is no released checkpoint, expected ReDSR's keys (epoch, {', '.join(_PARTS)}) or DASR's (G.…, E.…)"
+    )
+
+
+def _read_redsr(file: Path, content: Mapping[str, Any]) -> tuple[dict[str, object], int]:
+    expected = ("epoch", *_PARTS)
+    problems = [
+        *_listed("lacks", [repr(key) for key in expected if key not in content]),
+        *_listed("has the unknown", [repr(key) for key in content if key not in expected]),
+        *_listed("has no state dict as", [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]),
+    ]
+    if problems:
+        raise BSRError(f"{file}: {'; '.join(problems)}; expected the keys {', '.join(expected)} of a released ReDSR")
+    epoch = integer(content["epoch"], f"{file}: epoch", 0)
+    return _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch
+
+
+def _read_ours(file: Path, param_key: str) -> tuple[_Kind, dict[str, object], int]:
+    """Return the kind of our files, the tensors that a released one has a place for, and the epoch."""
+    content, net_g = _load_ours(file, (param_key,))
+    if not any(name.startswith("generator.") for name in net_g):
+        raise BSRError(f"{file}: holds another network, expected the weights of ReDSR or DASR")
+    kind = _REDSR if "compress.2.weight" in net_g else _DASR
+    if not file.name.startswith("net_g"):
+        raise BSRError(f"{file}: expected a name like net_g.pth, so that {kind.companion}.pth is found beside it")
+    other = file.with_name(kind.companion + file.name.removeprefix("net_g"))
+    if not other.is_file():
+        raise BSRError(f"{other}: there is no such file, expected it, as a released {kind.name} holds its weights too")
+    _, companion = _load_ours(other, (param_key, "params"))
+    tensors = _flatten({"net_g": net_g, kind.companion: companion})
+    epoch = integer(content.get("epoch", 0), f"{file}: epoch", 0)
+    return kind, {name: value for name, value in tensors.items() if not name.startswith(_OURS_ALONE)}, epoch
+
+
+def _load_ours(file: Path, param_keys: Iterable[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return a BasicSR checkpoint, and the first of the wanted state dicts that it has."""
+    content = _load(file)
+    for key in param_keys:
+        if isinstance(content, Mapping) and key in content and _is_state(content[key]):
+            return content, content[key]
+    raise BSRError(f"{file}: holds no weights under {' or '.join(dict.fromkeys(param_keys))}, expected BasicSR's file")
+
+
+def _load(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forms of pickles that it may refuse: then it says so
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BSRError(f"{file}: cannot be read ({error.strerror}), expected a checkpoint") from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        raise BSRError(f"{file}: cannot be loaded safely ({reason}), expected a checkpoint") from error
+
+
+def _write(folder: Path, contents: Mapping[str, object], force: bool) -> None:
+    """Write files, none of them unless all can be; the folder is made if its parent is there."""
+    for name in contents:
+        if (folder / name).is_dir() or ((folder / name).exists() and not force):
+            raise BSRError(f"{folder / name}: is there already, expected a new name, or force for a file")
+    is_new = not folder.exists()
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, content in contents.items():
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            temporary[name].write_bytes(buffer.getbuffer())
+        for name, file in temporary.items():
+            file.replace(folder / name)
+        is_new = False
+    except OSError as error:
+        raise BSRError(f"{folder}: cannot be written to ({error.strerror}), expected a folder for files") from error
+    finally:
+        with suppress(OSError):  # the error above says it already
+            for file in temporary.values():
+                file.unlink(missing_ok=True)
+            if is_new:
+                folder.rmdir()
