@@ -209,3 +209,103 @@ def aacl_options(photographs: Path) -> Options:
         },
         "logger": {"print_freq": 1, "save_checkpoint_freq": 1000, "use_tb_logger": False},
     }
+
+
+@pytest.fixture
+def redsr_options(photographs: Path) -> Options:
+    """Options of a tiny ReDSR run; a test may change them.
+
+    It is one for ×2, so that LR patches of 24 pixels, the least that the encoder takes, are from all over an image.
+    """
+    dataset = {"type": "PairedDegradationDataset", "dataroot_gt": str(photographs), "seed": 10}
+    encoder = {"type": "ReDSREncoder", "num_feat": 4, "representation_dim": 6}
+    return {
+        "name": "tiny",
+        "model_type": "ReDSRModel",
+        "scale": 2,
+        "num_gpu": 0,
+        "manual_seed": 10,
+        "degradation": {"type": "ClassicalDegradation", "blur_iso": {"sigma": [0.2, 4.0]}},
+        "datasets": {
+            "train": {
+                "name": "train",
+                **dataset,
+                "degrade_on": "device",
+                "num_views": 2,
+                "gt_size": 48,
+                "use_hflip": True,
+                "use_rot": True,
+                "num_worker_per_gpu": 0,
+                "batch_size_per_gpu": 4,
+                "dataset_enlarge_ratio": 100,
+            },
+            "val": {"name": "val", **dataset, "protocol": "widths", "settings": ["sig1.8"]},
+        },
+        "network_g": {
+            "type": "ReDSR",
+            "num_feat": 8,
+            "num_group": 2,
+            "num_block": 1,
+            "reduction": 4,
+            "upscale": 2,
+            "encoder": encoder,
+        },
+        "network_degrader": {"type": "ReDSRDegrader", "num_feat": 8, "representation_dim": 6, "scale": 2},
+        "path": {"pretrain_network_g": None, "strict_load_g": True, "resume_state": None},
+        "train": {
+            "ema_decay": 0.9,
+            "total_iter": 4,
+            "optim_g": {"type": "Adam", "lr": 0.002},
+            "scheduler": {"type": "MultiStepLR", "milestones": [1000], "gamma": 0.5},
+            "pixel_opt": {"type": "ModulatedL1Loss", "loss_weight": 1.0},
+            "redegradation_opt": {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"},
+            "representation_opt": {"type": "EnergyDistanceLoss", "loss_weight": 0.01, "num_samples": 16},
+        },
+        "val": {
+            "val_freq": 1000,
+            "save_img": False,
+            "suffix": None,
+            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
+        },
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 1000, "use_tb_logger": False},
+    }
+
+
+@pytest.fixture
+def dasr_options(redsr_options: Options) -> Options:
+    """Options of a tiny DASR run; a test may change them."""
+    options = redsr_options
+    del options["network_degrader"]
+    del options["train"]["redegradation_opt"], options["train"]["representation_opt"]
+    encoder = {"type": "ContrastiveEncoder", "num_feat": 4, "img_range": 255.0}
+    options["network_moco"] = {"type": "MoCo", "encoder": encoder, "dim": 16, "queue_size": 64, "momentum": 0.9}
+    options["network_g"] = {
+        "type": "DASR",
+        "num_feat": 8,
+        "num_group": 1,
+        "num_block": 1,
+        "reduction": 4,
+        "upscale": 2,
+        "encoder_num_feat": 4,
+    }
+    options["train"] |= {
+        "encoder_phase": {"iters": 2, "lr": 0.001},
+        "pixel_opt": {"type": "L1Loss"},
+        "contrastive_opt": {"type": "InfoNCELoss", "loss_weight": 0.1},
+    }
+    options["model_type"] = "DASRModel"
+    return options
+
+
+@pytest.fixture
+def as_read(tmp_path: Path) -> Callable[[Options], Options]:
+    """Add to options for training what BasicSR adds when it reads them, for models outside a pipeline."""
+
+    def add(options: Options) -> Options:
+        for folder in ("experiments_root", "models", "training_states"):
+            options["path"][folder] = str(tmp_path)
+        for phase, block in options["datasets"].items():
+            block |= {"phase": phase, "scale": options["scale"]}
+        return options | {"is_train": True, "dist": False, "rank": 0, "world_size": 1, "auto_resume": False}
+
+    return add

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,13 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                     f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
                 )
             _check_kind(opt["train"], "representation_opt", RepresentationLoss)
+            for key in cls.image_losses(opt["train"]):
+                _check_image_loss(opt["train"], key)
+
+    @classmethod
+    def image_losses(cls, train_opt: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003  (a method's options may tell)
+        """Return the keys under `train` of the losses that compare two images and nothing else."""
+        return ("pixel_opt",)
 
     @classmethod
     def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
@@ -240,6 +248,24 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
     def after_step(self) -> None:
         """Update what follows the networks without a gradient; here there is nothing."""
 
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """What `network_g` gets besides the LR images, by the names of its arguments; here nothing."""
+        return {}
+
+    def test(self) -> None:
+        """Super-resolve `lq` to `output`, with the EMA copy of the network if there is one.
+
+        Only rank 0 validates, so the network runs without DDP's wrapper: that would wait for the other ranks wherever
+        there are buffers, such as batch normalisation's.
+        """
+        net: nn.Module = self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            self.output = net(self.lq, **self.condition)
+        net.train(training)
+
     def model_ema(self, decay: float = 0.999) -> None:
         """Move the EMA copy's parameters towards `network_g`, and copy its buffers."""
         super().model_ema(decay)
@@ -272,6 +298,18 @@ def _check_kind(train_opt: Mapping[str, Any], key: str, kind: type[nn.Module]) -
     known = {loss: made for loss, made in LOSS_REGISTRY if isinstance(made, type) and issubclass(made, kind)}
     if name is not None and name not in known:
         raise unknown_name(f"train.{key}.type", name, known)
+
+
+def _check_image_loss(train_opt: Mapping[str, Any], key: str) -> None:
+    """Check that the loss `train.KEY`, if there is one, can be called with two images."""
+    name = (train_opt.get(key) or {}).get("type")
+    forward = None if name is None else getattr(LOSS_REGISTRY.get(name), "forward", None)
+    if forward is None:
+        return
+    try:
+        inspect.signature(forward).bind(None, None, None)  # itself and two images
+    except TypeError as error:
+        raise OptionError(f"train.{key}.type: {name!r}, expected a loss of two images, such as 'L1Loss'") from error
 
 
 @master_only  # type: ignore[untyped-decorator]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from basicsr.utils.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.archs import ReDSR, ReDSRDegrader, ReDSREncoder, RepresentationNet
-from bsr_plugins.degradations import Params, build_degradation
+from bsr_plugins.degradations import Params, build_degradation, protocol_degradation
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import ModulatedL1Loss, modulation, redegradation_distance
 from bsr_plugins.models.blind_sr_model import BlindSRModel
@@ -74,6 +73,12 @@ class ReDSRModel(BlindSRModel):
             )
 
     @classmethod
+    def image_losses(cls, train_opt: Mapping[str, Any]) -> tuple[str, ...]:
+        """See `BlindSRModel.image_losses`."""
+        stock = () if _modulated(train_opt) else super().image_losses(train_opt)
+        return (*stock, "redegradation_opt")
+
+    @classmethod
     def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
         """See `BlindSRModel.check_networks`."""
         super().check_networks(opt, networks)
@@ -112,7 +117,7 @@ class ReDSRModel(BlindSRModel):
 
     @property
     def condition(self) -> dict[str, Tensor]:
-        """What `network_g` gets besides the LR images."""
+        """See `BlindSRModel.condition`."""
         return {"kernel": self.kernel} if self.needs_kernel else {}
 
     def compute_losses(self) -> dict[str, Tensor]:
@@ -146,15 +151,6 @@ class ReDSRModel(BlindSRModel):
         if self.needs_kernel and "kernel" in data:
             self.kernel = data["kernel"].to(self.device)
 
-    def test(self) -> None:
-        """Super-resolve `lq` to `output`, with the EMA copy of the network if there is one."""
-        net: nn.Module = self.net_g_ema if hasattr(self, "net_g_ema") else self.net_g
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            self.output = net(self.lq, **self.condition)
-        net.train(training)
-
 
 def _redegrades(train_opt: Mapping[str, Any]) -> bool:
     return train_opt.get("redegradation_opt") is not None
@@ -180,17 +176,21 @@ def _check_degrader(opt: Mapping[str, Any], net_g: Any, degrader: nn.Module) -> 
 def _check_kernels(opt: Mapping[str, Any], net_g: ReDSR) -> None:
     """Check that there is a true kernel of the right size wherever the oracle looks."""
     wanted = net_g.encoder.kernel_size
-    blocks = {"degradation": opt["degradation"]} if opt["is_train"] else {}
+    scale = opt["scale"]
+    blurs = {"degradation": build_degradation(opt["degradation"], scale)} if opt["is_train"] else {}
     for phase, dataset_opt in opt["datasets"].items():
         if dataset_opt["type"] != "PairedDegradationDataset":
             raise OptionError(
                 f"datasets.{phase}.type: {dataset_opt['type']!r}, expected 'PairedDegradationDataset', which knows "
                 "the blur kernels that the oracle encoder wants"
             )
-        if dataset_opt.get("degradation") is not None:
-            blocks[f"datasets.{phase}.degradation"] = dataset_opt["degradation"]
-    for place, block in blocks.items():
-        taps = build_degradation(block, opt["scale"], place).kernel_size
+        if dataset_opt.get("protocol") is not None:
+            blurs[f"datasets.{phase}.protocol"] = protocol_degradation(dataset_opt["protocol"], scale)
+        elif dataset_opt.get("degradation") is not None:
+            place = f"datasets.{phase}.degradation"
+            blurs[place] = build_degradation(dataset_opt["degradation"], scale, place)
+    for place, degradation in blurs.items():
+        taps = degradation.kernel_size
         if taps != wanted:
             raise OptionError(
                 f"{place}: blurs with {'no single kernel' if taps is None else f'{taps} taps'}, expected kernels of "

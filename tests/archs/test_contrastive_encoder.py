@@ -20,10 +20,10 @@ STRIDES = (1, 1, 2, 1, 2, 1)
 DASR_LAYOUT = Path(__file__).resolve().parents[2] / "../shared/reference/dasr_checkpoint_layout.json"
 
 
-def seeded_encoder(**options: int) -> ContrastiveEncoder:
+def seeded_encoder(**options: float) -> ContrastiveEncoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ContrastiveEncoder(**options)
+        return ContrastiveEncoder(**options)  # type: ignore[arg-type]
 
 
 def photograph(size: int) -> Tensor:
@@ -100,6 +100,27 @@ def test_the_range_of_the_image_hardly_matters_in_training() -> None:
     lq = photograph(64).double()
     encoder.double()
     assert torch.allclose(encoder(lq), encoder(255 * lq), atol=2e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_img_range_is_a_factor_on_the_image(training: bool) -> None:
+    plain, scaled = (seeded_encoder(num_feat=4, **options).double() for options in ({}, {"img_range": 255.0}))
+    assert (plain.img_range, scaled.img_range) == (1, 255)
+    assert plain.state_dict().keys() == scaled.state_dict().keys(), "no buffer of its own"
+    lq = photograph(32).double()
+    for encoder in (plain, scaled):
+        encoder(lq)
+        encoder.train(training)
+    scaled.load_state_dict(plain.state_dict())
+    assert torch.equal(scaled(lq), plain(255 * lq))
+    if not training:
+        assert not torch.allclose(scaled(lq), plain(lq), rtol=0.1)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "255", True, None])
+def test_bad_ranges_are_named(value: object) -> None:
+    with pytest.raises(OptionError, match=rf"^ContrastiveEncoder\.img_range: {value!r}, expected a number"):
+        ContrastiveEncoder(img_range=value)  # type: ignore[arg-type]
 
 
 def test_gradients_reach_every_parameter() -> None:

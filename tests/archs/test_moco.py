@@ -314,3 +314,16 @@ def test_bad_options_are_named_in_one_line(options: dict[str, Any], message: str
     with pytest.raises(OptionError, match=message) as error:
         small_moco(**options)
     assert "\n" not in str(error.value)
+
+
+def test_an_encoder_for_another_range_is_refused() -> None:
+    moco = small_moco(encoder={**ENCODER, "img_range": 255.0})
+    fitting: ContrastiveEncoder = seeded(ContrastiveEncoder, num_feat=2, img_range=255.0)
+    moco.check_encoder(fitting)
+    expected = r"^network_moco\.encoder\.img_range: 255\.0, expected 1\.0, as in the encoder that is trained$"
+    for use in (moco.check_encoder, moco.start_from, moco.update_key_encoder):
+        with pytest.raises(BSRError, match=expected):
+            use(small_encoder())
+    lq = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    moco.start_from(fitting)
+    assert torch.equal(moco.key_encoder.eval()(lq), fitting.eval()(lq))

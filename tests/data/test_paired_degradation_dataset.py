@@ -23,6 +23,7 @@ from bsr_plugins.data.image_files import find_images
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.data.positioned_index import PositionedIndex
 from bsr_plugins.errors import BadImageError, OptionError
+from tests.degradations.reference import blur_bicubic, gaussian_kernel
 
 NOISY = {"type": "ClassicalDegradation", "blur_iso": {"sigma": [0.2, 4.0]}, "noise": {"level": [5, 25]}}
 
@@ -207,6 +208,31 @@ def test_whole_images_under_a_degradation_block(folder: Path) -> None:
     assert [dataset[index]["lq_path"] for index in range(len(dataset))] == ["b.x.png", "sub_a.png"]
     assert same(dataset[0], build_dataset(options)[0])
     assert not torch.equal(dataset[0]["lq"], build_dataset({**options, "seed": 1})[0]["lq"])
+
+
+def test_whole_images_come_with_their_true_kernel(folder: Path) -> None:
+    settings = {"k1_noise0": (2.0, 0.2, 0), "k3_noise20": (3.5, 1.5, 30), "k9_noise10": (4.0, 4.0, 180)}
+    dataset = build_dataset(val(dataroot_gt=str(folder), protocol="aniso9", settings=list(settings)))
+    for index, (name, (lambda1, lambda2, degrees)) in enumerate(settings.items()):
+        item = dataset[index]
+        assert item["lq_path"] == f"b.x_{name}.png"
+        assert item["kernel"].shape == (21, 21)
+        assert item["kernel"].dtype == torch.float32
+        expected = torch.from_numpy(gaussian_kernel(lambda1, lambda2, np.radians(degrees))).float()
+        torch.testing.assert_close(item["kernel"], expected, rtol=0, atol=1e-6)
+
+
+def test_drawn_kernels_are_those_of_the_image(folder: Path) -> None:
+    blur = {"type": "ClassicalDegradation", "blur_iso": {"sigma": [2.0, 4.0]}, "kernel_size": 9}
+    dataset = build_dataset(val(dataroot_gt=str(folder), protocol=None, degradation=blur))
+    items = [dataset[index] for index in range(2)]
+    assert not torch.equal(items[0]["kernel"], items[1]["kernel"])
+    for item in items:
+        image = item["gt"].double().numpy()[None]
+        expected = torch.from_numpy(blur_bicubic(image, item["kernel"].double().numpy(), 4))[0]
+        rounded = (expected.clamp(0, 1) * 255).round() / 255
+        assert float((item["lq"] - rounded).abs().max()) < 1.5 / 255  # one grey level, where rounding is a toss
+        assert float((item["lq"] - rounded).abs().mean()) < 0.01 / 255
 
 
 def test_noise_of_settings_and_seeds_differs(folder: Path) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, build_degradation, classical_params
+from bsr_plugins.degradations.base import Degradation
 from bsr_plugins.degradations.jpeg import jpeg
 from bsr_plugins.degradations.noise import gaussian_noise
+from bsr_plugins.errors import BSRError
 from tests.degradations import reference
 from tests.degradations.photographs import photograph, views
 
@@ -293,3 +295,41 @@ def test_autocast_does_not_reach_the_degradation() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lq = degradation(gt, classical_params(2.0))
     assert torch.equal(lq, degradation(gt, classical_params(2.0)))
+
+
+@pytest.mark.parametrize("kernel_size", [7, 21])
+def test_the_kernels_are_those_of_the_closed_form(kernel_size: int) -> None:
+    degradation = ClassicalDegradation(4, kernel_size=kernel_size)
+    assert degradation.kernel_size == kernel_size
+    made = degradation.kernels(MIXED)
+    assert made.shape == (6, kernel_size, kernel_size)
+    assert made.dtype == torch.float32
+    for index, kernel in enumerate(made):
+        lambda1, lambda2, theta = (float(MIXED[name][index]) for name in ("lambda1", "lambda2", "theta"))
+        expected = torch.from_numpy(reference.gaussian_kernel(lambda1, lambda2, theta, kernel_size)).float()
+        torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-7)
+    impulse = torch.zeros(kernel_size, kernel_size)
+    impulse[kernel_size // 2, kernel_size // 2] = 1
+    assert torch.equal(made[0], impulse), "no blur"
+    assert torch.equal(made[4], impulse)
+
+
+def test_the_kernels_are_those_that_blur() -> None:
+    """Whatever is drawn, of whatever type: blurring with the kernels gives the LR image."""
+    degradation = everything(types=["bicubic", "iso", "aniso"], round_to_8bit=False)
+    params = degradation.sample(12, generator(3))
+    assert set(params["type"].tolist()) == {0, 1, 2}
+    gt = views(48, 48, batch=12, count=1)
+    made = degradation(gt, params)
+    for images, lq, kernel in zip(gt, made, degradation.kernels(params), strict=True):
+        expected = torch.from_numpy(reference.blur_bicubic(images, kernel.double().numpy(), 4))
+        torch.testing.assert_close(lq, expected, rtol=0, atol=1e-6)
+
+
+def test_a_degradation_without_a_single_kernel_says_so() -> None:
+    class Twice(ClassicalDegradation):
+        kernels = Degradation.kernels
+
+    assert Degradation.kernel_size is None
+    with pytest.raises(BSRError, match=r"^Twice: has no single blur kernel, expected a degradation that has one"):
+        Twice(4).kernels(classical_params())

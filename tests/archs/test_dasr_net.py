@@ -1,0 +1,219 @@
+"""DASR: size, shapes, the representation's way, precision, export, options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from skimage import data
+from torch import Tensor
+
+from bsr_plugins.archs import DASR, ContrastiveEncoder
+from bsr_plugins.errors import OptionError
+
+SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "reduction": 4, "encoder_num_feat": 4}
+
+
+def small_net(**options: Any) -> DASR:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DASR(**{**SMALL, **options})
+
+
+def photograph(batch: int, height: int, width: int) -> Tensor:
+    """Parts of scikit-image's coffee, (batch, 3, height, width), RGB in [0, 1]."""
+    pixels = torch.from_numpy(data.coffee()).permute(2, 0, 1).float() / 255
+    return torch.stack([pixels[:, 50 * n : 50 * n + height, 60 * n : 60 * n + width] for n in range(1, batch + 1)])
+
+
+@pytest.mark.parametrize(("upscale", "golden"), [(2, 5_690_011), (3, 5_874_651), (4, 5_837_723)])
+def test_parameter_count(upscale: int, golden: int) -> None:
+    conv = 9 * 64 * 64 + 64
+    dynamic = 64 * 64 + 64 * 9 * 64  # the kernels' two bias-free layers
+    attention = 64 * 8 + 8 * 64
+    block = 2 * (dynamic + (64 * 64 + 64) + attention) + 2 * conv
+    body = 5 * (5 * block + conv) + conv
+    upsample = {2: 4 * conv, 3: 9 * conv, 4: 2 * 4 * conv}[upscale]  # s² times as many channels; ×4 is ×2 twice
+    ends = (9 * 3 * 64 + 64) + upsample + (9 * 64 * 3 + 3)
+    shifts = 2 * (3 * 3 + 3)
+    compress, encoder = 256 * 64, 1_147_200
+    assert encoder + compress + body + ends + shifts == golden
+
+    net = DASR(upscale=upscale)
+    assert sum(parameter.numel() for parameter in net.parameters()) == golden
+    assert sum(parameter.numel() for parameter in net.encoder.parameters()) == encoder
+    assert sum(p.numel() for p in net.parameters() if not p.requires_grad) == shifts
+
+
+@pytest.mark.parametrize("upscale", [2, 3, 4])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 37, 53), (3, 8, 5), (1, 1, 1)])
+def test_any_size(upscale: int, batch: int, height: int, width: int) -> None:
+    net = small_net(upscale=upscale).eval()
+    sr, representation = net(photograph(batch, height, width), return_representation=True)
+    assert sr.shape == (batch, 3, upscale * height, upscale * width)
+    assert representation.shape == (batch, 16)
+    assert sr.isfinite().all()
+
+
+def test_samples_of_a_batch_do_not_meet() -> None:
+    net, lq = small_net().eval(), photograph(3, 13, 11)
+    alone = torch.cat([net(image[None]) for image in lq])
+    assert torch.allclose(net(lq), alone, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+
+
+def test_a_given_representation_acts_like_an_encoded_one() -> None:
+    net, lq = small_net().eval(), photograph(2, 16, 12)
+    sr, representation = net(lq, return_representation=True)
+    assert torch.equal(representation, net.encode(lq))
+    assert torch.equal(representation, net.encoder(lq))
+    assert torch.equal(net(lq, representation=representation), sr)
+    assert torch.equal(net.restore(lq, representation), sr)
+    assert not torch.allclose(net(lq, representation=representation + 1), sr, atol=1e-4)
+
+
+def test_one_representation_serves_a_batch() -> None:
+    net, lq = small_net().eval(), photograph(3, 9, 10)
+    one = torch.linspace(-1, 1, 16)[None]
+    assert torch.allclose(net(lq, representation=one), net(lq, representation=one.expand(3, -1)), atol=1e-6)
+
+
+def test_one_vector_steers_every_group() -> None:
+    net, seen = small_net(num_group=3), []
+    for group in net.generator.groups:
+        group.register_forward_pre_hook(lambda _module, args: seen.append(args[1]))
+    representation = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    net(photograph(2, 8, 8), representation=representation)
+    assert len(seen) == 3
+    assert all(torch.equal(vector, net.compress(representation)) for vector in seen)
+
+
+def test_encoder_and_generator_see_the_image_in_its_range() -> None:
+    seen: dict[str, Tensor] = {}
+    net = small_net(img_range=200.0).eval()
+    net.encoder.features[0].register_forward_pre_hook(lambda _module, args: seen.update(encoder=args[0]))
+    net.generator.conv_first.register_forward_pre_hook(lambda _module, args: seen.update(generator=args[0]))
+    net.generator.add_mean.register_forward_hook(lambda _module, _args, result: seen.update(result=result))
+    lq = photograph(1, 6, 7)
+    sr = net(lq)
+    mean = torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1)
+    assert torch.allclose(seen["encoder"], 200 * lq)
+    assert torch.allclose(seen["generator"], 200 * (lq - mean), atol=1e-4)
+    assert torch.allclose(seen["result"], 200 * sr)
+    assert small_net().img_range == 255
+    assert small_net().encoder.img_range == 255
+
+
+def test_gradients_reach_everything_but_the_shifts() -> None:
+    net = small_net()
+    net(photograph(2, 12, 12)).square().sum().backward()
+    for name, parameter in net.named_parameters():
+        if "_mean." in name:
+            assert not parameter.requires_grad
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_training_on_a_cpu_gives_the_gradients_of_plain_autograd() -> None:
+    """The activations of this network work in place, on what the convolution with its own backward gave, too."""
+    net, lq = small_net(), photograph(2, 12, 12)
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    ours = torch.autograd.grad(net(lq).square().mean(), parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bsr_plugins.archs.dynamic_conv._worth_an_own_backward", lambda *_: False)
+        plain = torch.autograd.grad(net(lq).square().mean(), parameters)
+    for mine, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-7)
+
+
+def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
+    net, lq = small_net(), photograph(2, 10, 10)
+    net(lq)  # running statistics that are not those of a new network
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    other = DASR(**SMALL)
+    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
+    assert torch.equal(other.eval()(lq), net.eval()(lq))
+
+
+def test_stock_basicsr_builds_it() -> None:
+    net = build_network({"type": "DASR", "img_range": 1.0, **SMALL})
+    assert isinstance(net, DASR)
+    assert isinstance(net.encoder, ContrastiveEncoder)
+    assert net.encoder.img_range == 1
+
+
+def test_float64_agrees_with_float32() -> None:
+    net, lq = small_net().eval(), photograph(1, 12, 9)
+    single = net(lq)
+    double = net.double()(lq.double())
+    assert double.dtype == torch.float64
+    assert torch.allclose(double, single.double(), atol=1e-5)
+
+
+def test_bfloat16_autocast_trains() -> None:
+    net, lq = small_net(), photograph(2, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sr, representation = net(lq, return_representation=True)
+        loss = sr.float().abs().mean() + representation.float().square().mean()
+    loss.backward()
+    assert sr.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    reference = net.eval()(lq)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(net(lq).float(), reference, atol=0.03)
+
+
+def test_export_for_any_size() -> None:
+    net = small_net().eval()
+    # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
+    height, width = torch.export.Dim("height", min=5, max=512), torch.export.Dim("width", min=5, max=512)
+    shapes: dict[str, Any] = {"lq": {2: height, 3: width}}
+    program = torch.export.export(net, (photograph(1, 37, 53),), dynamic_shapes=shapes, strict=False)
+    for size in ((37, 53), (20, 31)):
+        lq = photograph(1, *size)
+        assert torch.allclose(program.module()(lq), net(lq), atol=1e-6)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    net, lq = small_net().eval(), photograph(1, 37, 53)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    sr, representation = compiled(lq, return_representation=True)
+    assert torch.allclose(sr, net(lq), atol=1e-6)
+    assert torch.allclose(representation, net.encode(lq), atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_agrees_with_cpu() -> None:
+    net, lq = small_net().eval().double(), photograph(2, 13, 11).double()
+    on_cpu = net(lq)
+    assert torch.allclose(net.cuda()(lq.cuda()).cpu(), on_cpu, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("upscale", 1),
+        ("upscale", 8),
+        ("upscale", "4"),
+        ("num_feat", 0),
+        ("num_group", 0),
+        ("num_block", -1),
+        ("reduction", 9),
+        ("reduction", 0.5),
+        ("encoder_num_feat", 0),
+        ("encoder_num_feat", 1.5),
+        ("img_range", 0),
+        ("img_range", "255"),
+    ],
+)
+def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
+    with pytest.raises(OptionError, match=rf"^network_g\.{option}: ") as error:
+        small_net(**{option: value})
+    assert "\n" not in str(error.value)
+    assert "expected" in str(error.value)
