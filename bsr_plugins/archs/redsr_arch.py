@@ -107,10 +107,11 @@ class ReDSR(RepresentationNet):
             SR images (B, 3, s·h, s·w), or these and the representation that was used.
 
         Raises:
-            BSRError: The oracle encoder is given neither kernels nor a representation, or the other one kernels.
+            BSRError: The oracle encoder is given neither kernels nor a representation, or both; or the other kernels.
         """
         if kernel is not None:
-            if not self.needs_kernel:
-                raise BSRError("ReDSR: kernels were given, expected none, as the encoder looks at the image")
+            if not self.needs_kernel or representation is not None:
+                why = "a representation is given too" if self.needs_kernel else "the encoder looks at the image"
+                raise BSRError(f"ReDSR: kernels were given, expected none, as {why}")
             representation = self.encoder(kernel)
         return super().forward(lq, return_representation, representation)

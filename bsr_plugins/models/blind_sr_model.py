@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
-from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import RepresentationLoss
+from bsr_plugins.models.loss_kinds import check_image_loss, check_loss_kind
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
@@ -71,9 +71,9 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                     f"degradation: the block is {'missing' if views else 'given'}, but datasets.train.degrade_on is "
                     f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
                 )
-            _check_kind(opt["train"], "representation_opt", RepresentationLoss)
+            check_loss_kind(opt["train"], "representation_opt", RepresentationLoss)
             for key in cls.image_losses(opt["train"]):
-                _check_image_loss(opt["train"], key)
+                check_image_loss(opt["train"], key)
 
     @classmethod
     def image_losses(cls, train_opt: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003  (a method's options may tell)
@@ -290,26 +290,6 @@ def check_device(opt: Mapping[str, Any]) -> None:
         raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
     if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
         raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
-
-
-def _check_kind(train_opt: Mapping[str, Any], key: str, kind: type[nn.Module]) -> None:
-    """Check that the loss `train.KEY`, if there is one, is of a kind."""
-    name = (train_opt.get(key) or {}).get("type")
-    known = {loss: made for loss, made in LOSS_REGISTRY if isinstance(made, type) and issubclass(made, kind)}
-    if name is not None and name not in known:
-        raise unknown_name(f"train.{key}.type", name, known)
-
-
-def _check_image_loss(train_opt: Mapping[str, Any], key: str) -> None:
-    """Check that the loss `train.KEY`, if there is one, can be called with two images."""
-    name = (train_opt.get(key) or {}).get("type")
-    forward = None if name is None else getattr(LOSS_REGISTRY.get(name), "forward", None)
-    if forward is None:
-        return
-    try:
-        inspect.signature(forward).bind(None, None, None)  # itself and two images
-    except TypeError as error:
-        raise OptionError(f"train.{key}.type: {name!r}, expected a loss of two images, such as 'L1Loss'") from error
 
 
 @master_only  # type: ignore[untyped-decorator]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from bsr_plugins.archs import MoCo
 from bsr_plugins.errors import OptionError
+from bsr_plugins.losses import InfoNCELoss
 from bsr_plugins.metrics.representation import embedding_spread
 from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.models.loss_kinds import check_loss_kind
 from bsr_plugins.options import call_with, integer, number
 
 
@@ -77,6 +79,7 @@ class ContrastiveModel(BlindSRModel, ABC):
                 f"datasets.train.degrade_on: {dataset_opt.get('degrade_on')!r}, expected 'device', "
                 f"since {cls.__name__} contrasts views under one degradation"
             )
+        check_loss_kind(train_opt, "contrastive_opt", InfoNCELoss)
         _encoder_phase(train_opt)
 
     @classmethod

@@ -184,6 +184,8 @@ def test_kernels_where_they_are_not_wanted_and_missing_where_they_are() -> None:
         oracle.encode(lq)
     with pytest.raises(BSRError, match=r"^ReDSR: kernels were given, expected none, as the encoder looks at the image"):
         small_net()(lq, kernel=kernels(2))
+    with pytest.raises(BSRError, match=r"^ReDSR: kernels were given, expected none, as a representation is given too"):
+        oracle(lq, kernel=kernels(2, 7), representation=torch.zeros(2, oracle.encoder.representation_dim))
     with pytest.raises(BSRError, match=r"^OracleEncoder: kernels of 5x5 taps, expected 7x7"):
         oracle(lq, kernel=kernels(2, 5))
 

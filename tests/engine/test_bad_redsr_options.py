@@ -120,6 +120,10 @@ REDSR_CASES: list[tuple[Changes, str]] = [
 ]
 
 DASR_CASES: list[tuple[Changes, str]] = [
+    (
+        {"train.contrastive_opt": {"type": "L1Loss"}},
+        r"train.contrastive_opt.type: unknown name 'L1Loss', expected one of I",
+    ),
     ({"datasets.train.num_views": 3}, r"datasets.train.num_views: 3, expected 2, a query and its positive"),
     ({"datasets.train.num_views": 1}, r"datasets.train.num_views: 1, expected 2, a query and its positive"),
     ({"datasets.train.num_views": MISSING}, r"datasets.train.num_views: 1, expected 2, a query and its positive"),
