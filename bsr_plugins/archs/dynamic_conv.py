@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from bsr_plugins.errors import BSRError
+
+_PADDING_MODES = ("constant", "reflect")
+_PIXELS = 2**19  # of the planes in one pass: these, padded, and the result fit in a core's share of the cache
+_PLANES = 16  # passes are of a multiple of them, as a vector of float32 can hold so many
 
 
 def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "constant") -> Tensor:
     """Convolve every channel of every sample with a kernel of its own; sizes are kept.
 
-    The plain way is one `conv2d` with groups = batch × channels. In training on a CPU its backward pass is most of the
-    cost of a network; there this one gets the gradients as a depthwise convolution with the turned kernels and as one
-    weighted sum per tap, which is exact as well (`tools/bench_train_step.py` measures both). Elsewhere, and where
-    nothing is differentiated or a compiler looks on, it is the plain way.
+    The plain way is one `conv2d` with groups = batch × channels, over a padded copy. On a CPU the copies that it makes
+    of whole batches cost more than the sums, in the backward pass above all. There this one goes in passes over few
+    enough planes that a cache holds them, backwards too, and keeps no padded copy; every sum is the same
+    (`tools/bench_train_step.py` measures both). Elsewhere, and where a compiler looks on, it is the plain way.
 
     Args:
         x: Features (B, C, H, W).
@@ -28,56 +34,89 @@ def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "cons
         Tensor: Features (B, C, H, W); differentiable, twice too, in `x` and `kernels`.
 
     Raises:
-        BSRError: The shapes do not fit, or k is even.
+        BSRError: The shapes do not fit, k is even, or the padding mode is another.
     """
     taps = kernels.shape[-1]
     if kernels.shape != (*x.shape[:2], taps, taps) or taps % 2 == 0:
         expected = f"({x.shape[0]}, {x.shape[1]}, k, k), k odd"
         raise BSRError(f"dynamic_depthwise_conv: kernels of shape {tuple(kernels.shape)}, expected {expected}")
-    padded = F.pad(x, (taps // 2,) * 4, mode=padding_mode)
-    way = _DepthwiseConv.apply if _worth_an_own_backward(padded, kernels) else _depthwise
+    if padding_mode not in _PADDING_MODES:
+        expected = " or ".join(map(repr, _PADDING_MODES))
+        raise BSRError(f"dynamic_depthwise_conv: padding_mode {padding_mode!r}, expected {expected}")
+    way = _DepthwiseConv.apply if _worth_an_own_backward(x) else _convolve
     # The view is made out here: autograd lets nobody write into one that a function of one's own has made.
-    result: Tensor = way(padded, kernels).view(x.shape)
+    result: Tensor = way(x.flatten(0, 1), kernels.flatten(0, 1), padding_mode).view(x.shape)
     return result
 
 
-def _worth_an_own_backward(padded: Tensor, kernels: Tensor) -> bool:
-    differentiated = torch.is_grad_enabled() and (padded.requires_grad or kernels.requires_grad)
-    plain = padded.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    return differentiated and not plain
-
-
-def _depthwise(padded: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve padded features (B, C, H, W) with kernels (B, C, k, k): (1, B·C, H − k + 1, W − k + 1)."""
-    batch, channels, height, width = padded.shape
-    groups, taps = batch * channels, kernels.shape[-1]
-    return F.conv2d(padded.reshape(1, groups, height, width), kernels.reshape(groups, 1, taps, taps), groups=groups)
+def _worth_an_own_backward(x: Tensor) -> bool:
+    """Say whether to go in passes: where they are faster, and nobody wants to look into them."""
+    looked_into = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not looked_into
 
 
 class _DepthwiseConv(torch.autograd.Function):
-    """`_depthwise` with gradients that are cheap on a CPU."""
+    """`_convolve` in passes, forwards and backwards."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, kernels: Tensor) -> Tensor:
-        ctx.save_for_backward(padded, kernels)
-        return _depthwise(padded, kernels)
+    def forward(ctx: Any, planes: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
+        ctx.save_for_backward(planes, kernels)
+        ctx.padding_mode = padding_mode
+        result = torch.empty_like(planes)
+        for some in _passes(planes):
+            result[some] = _convolve(planes[some], kernels[some], padding_mode)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        padded, kernels = ctx.saved_tensors
-        grad = grads[0].reshape(*kernels.shape[:2], *grads[0].shape[-2:])
-        for_padded = for_kernels = None
-        taps = kernels.shape[-1]
-        if ctx.needs_input_grad[0]:
-            for_padded = _depthwise(F.pad(grad, (taps - 1,) * 4), kernels.flip(-2, -1)).view_as(padded)
-        if ctx.needs_input_grad[1]:
-            for_kernels = _kernel_gradient(padded, grad, taps)
-        return for_padded, for_kernels
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        planes, kernels = ctx.saved_tensors
+        (grad,) = grads
+        for_planes, for_kernels = (
+            torch.empty_like(tensor) if needed else None
+            for tensor, needed in zip((planes, kernels), ctx.needs_input_grad, strict=False)
+        )
+        for some in _passes(planes):
+            if for_planes is not None:
+                for_planes[some] = _spread(grad[some], kernels[some], ctx.padding_mode)
+            if for_kernels is not None:
+                for_kernels[some] = _correlate(planes[some], grad[some], kernels.shape[-1], ctx.padding_mode)
+        return for_planes, for_kernels, None
 
 
-def _kernel_gradient(padded: Tensor, grad: Tensor, taps: int) -> Tensor:
-    """Correlate features with the gradient of the result: (B, C, k, k)."""
-    height, width = grad.shape[-2:]
-    shifted = (padded[..., y : y + height, x : x + width] for y in range(taps) for x in range(taps))
-    sums = torch.stack([(grad * part).sum((-2, -1)) for part in shifted], dim=-1)
-    return sums.view(*sums.shape[:-1], taps, taps)
+def _passes(planes: Tensor) -> Iterator[slice]:
+    """Divide planes (N, H, W) into what is to be worked on at a time."""
+    count = max(_PIXELS // (_PLANES * planes.shape[1] * planes.shape[2]), 1) * _PLANES
+    return (slice(start, start + count) for start in range(0, len(planes), count))
+
+
+def _convolve(planes: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
+    """Convolve planes (N, H, W) with kernels (N, k, k)."""
+    outside, padding = _pad(planes, kernels.shape[-1], padding_mode)
+    return F.conv2d(outside[None], kernels[:, None], padding=padding, groups=len(planes))[0]
+
+
+def _correlate(planes: Tensor, grad: Tensor, taps: int, padding_mode: str) -> Tensor:
+    """Return the gradient of the kernels, (N, k, k), from the planes and the gradient of the result, (N, H, W)."""
+    outside, padding = _pad(planes, taps, padding_mode)
+    shape = (len(planes), 1, taps, taps)
+    weight: Tensor = conv2d_weight(outside[None], shape, grad[None], padding=padding, groups=len(planes))
+    return weight[:, 0]
+
+
+def _spread(grad: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
+    """Return the gradient of the planes from that of the result: a convolution with the kernels turned round."""
+    radius, turned = kernels.shape[-1] // 2, kernels.flip(-2, -1)
+    if padding_mode == "constant" or radius == 0:
+        return _convolve(grad, turned, "constant")
+    padded = F.conv2d(grad[None], turned[:, None], padding=2 * radius, groups=len(grad))[0]
+    for side in (padded, padded.transpose(-2, -1)):  # what has come to lie outside belongs to whom it mirrors
+        side[:, radius + 1 : 2 * radius + 1] += side[:, :radius].flip(1)
+        side[:, -2 * radius - 1 : -radius - 1] += side[:, -radius:].flip(1)
+    return padded[:, radius:-radius, radius:-radius]
+
+
+def _pad(planes: Tensor, taps: int, padding_mode: str) -> tuple[Tensor, int]:
+    """Return planes with their borders, and the width of border that is still missing: zeros need no copy."""
+    if padding_mode == "constant":
+        return planes, taps // 2
+    return F.pad(planes, (taps // 2,) * 4, mode=padding_mode), 0

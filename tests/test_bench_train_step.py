@@ -1,0 +1,86 @@
+"""The benchmark of the training step, at a size that takes no time."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bsr_plugins.analysis import plain_step
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "bench_train_step.py"
+TINY = ["--device", "cpu", "--width", "tiny", "--threads", "1", "--repeats", "1"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_train_step", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("| ").split("|")]
+
+
+def test_prints_the_agreement_and_the_costs(project: Project) -> None:
+    outcome = project.python("tools/bench_train_step.py", *TINY)
+    assert outcome.status == 0, outcome.output
+    apart = re.findall(r"^\| cpu \| (l_\w+|gradients).*\| (\S+) \|$", outcome.output, re.MULTILINE)
+    assert [name for name, _ in apart] == ["l_representation", "l_redegradation", "l_pix", "gradients"]
+    assert all(float(figure) < 1e-3 for _, figure in apart)
+
+    step, *parts = [cells(line) for line in outcome.output.splitlines() if line.startswith("| cpu | 1 |")]
+    assert step[2:4] == ["step", "2×24², 8 features, 1×1 blocks"]
+    plain, ours, ratio, _, plain_memory, our_memory, memory_ratio = map(float, step[4:])
+    assert ratio == pytest.approx(plain / ours, rel=0.02)
+    assert memory_ratio == pytest.approx(plain_memory / our_memory, rel=0.05)
+    assert 10 < our_memory < 1000
+    assert len(parts) == 4
+    assert all(float(cell) > 0 for part in parts for cell in part[4:8])
+
+
+def test_disagreement_is_a_failure_and_nothing_is_timed(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = plain_step.plain_dynamic_conv
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *TINY])
+    monkeypatch.setattr(plain_step, "plain_dynamic_conv", lambda x, kernels, _: plain(x, kernels, "constant"))
+    assert bench.main() == 1
+    printed = capsys.readouterr().out
+    assert "Allowed: 1e-05 for losses, 1e-03 for gradients" in printed
+    assert "plain, s" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeats", "0"], "expected whole numbers above 0"),
+        (["--threads", "1", "0"], "expected whole numbers above 0"),
+        (["--device", "cuda"], "--device cuda: there is no CUDA device"),
+    ],
+)
+def test_arguments_out_of_range_are_an_error(
+    arguments: list[str],
+    message: str,
+    bench: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert message in capsys.readouterr().err
