@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bsr_plugins.archs import AACLNet, ContrastiveEncoder
 from bsr_plugins.archs.aacl_backbones import BACKBONES, AACLBackbone, BackboneShape
 from bsr_plugins.errors import OptionError
+from tests.archs import representation_checks as checks
 
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
 
@@ -77,14 +78,7 @@ def test_the_residual_of_the_body_goes_around_the_groups() -> None:
 
 
 def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    net = small_net().eval()
-    lq = noise_image(2, 3, 16, 12)
-    sr, representation = net(lq, return_representation=True)
-    assert torch.equal(representation, net.encode(lq))
-    assert torch.equal(representation, net.encoder(lq))
-    assert torch.equal(net(lq, representation=representation), sr)
-    assert torch.equal(net.restore(lq, representation), sr)
-    assert not torch.allclose(net(lq, representation=representation + 1), sr, atol=1e-3)
+    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), noise_image(2, 3, 16, 12), 1e-3)
 
 
 def test_gradients_reach_everything() -> None:
@@ -96,12 +90,8 @@ def test_gradients_reach_everything() -> None:
 
 
 def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
-    net, lq = small_net(), noise_image(2, 3, 10, 10)
-    net(lq)  # running statistics that are not those of a new network
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    other = AACLNet(**SMALL)
-    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
-    assert torch.equal(other.eval()(lq), net.eval()(lq))
+    net = small_net()
+    checks.strict_round_trip(net, AACLNet(**SMALL), noise_image(2, 3, 10, 10), tmp_path)
     assert "mean" not in net.state_dict()
 
 

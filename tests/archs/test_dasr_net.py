@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bsr_plugins.archs import DASR, ContrastiveEncoder
 from bsr_plugins.errors import OptionError
+from tests.archs import representation_checks as checks
 
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "reduction": 4, "encoder_num_feat": 4}
 
@@ -59,26 +60,15 @@ def test_any_size(upscale: int, batch: int, height: int, width: int) -> None:
 
 
 def test_samples_of_a_batch_do_not_meet() -> None:
-    net, lq = small_net().eval(), photograph(3, 13, 11)
-    alone = torch.cat([net(image[None]) for image in lq])
-    assert torch.allclose(net(lq), alone, atol=1e-5)
-    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+    checks.samples_do_not_meet(small_net().eval(), photograph(3, 13, 11))
 
 
 def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    net, lq = small_net().eval(), photograph(2, 16, 12)
-    sr, representation = net(lq, return_representation=True)
-    assert torch.equal(representation, net.encode(lq))
-    assert torch.equal(representation, net.encoder(lq))
-    assert torch.equal(net(lq, representation=representation), sr)
-    assert torch.equal(net.restore(lq, representation), sr)
-    assert not torch.allclose(net(lq, representation=representation + 1), sr, atol=1e-4)
+    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), photograph(2, 16, 12), 1e-4)
 
 
 def test_one_representation_serves_a_batch() -> None:
-    net, lq = small_net().eval(), photograph(3, 9, 10)
-    one = torch.linspace(-1, 1, 16)[None]
-    assert torch.allclose(net(lq, representation=one), net(lq, representation=one.expand(3, -1)), atol=1e-6)
+    checks.one_representation_serves_a_batch(small_net().eval(), photograph(3, 9, 10), 16)
 
 
 def test_one_vector_steers_every_group() -> None:
@@ -108,15 +98,7 @@ def test_encoder_and_generator_see_the_image_in_its_range() -> None:
 
 
 def test_gradients_reach_everything_but_the_shifts() -> None:
-    net = small_net()
-    net(photograph(2, 12, 12)).square().sum().backward()
-    for name, parameter in net.named_parameters():
-        if "_mean." in name:
-            assert not parameter.requires_grad
-            assert parameter.grad is None
-        else:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().sum() > 0, name
+    checks.gradients_reach_everything_but_the_shifts(small_net(), photograph(2, 12, 12))
 
 
 def test_training_on_a_cpu_gives_the_gradients_of_plain_autograd() -> None:
@@ -132,12 +114,7 @@ def test_training_on_a_cpu_gives_the_gradients_of_plain_autograd() -> None:
 
 
 def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
-    net, lq = small_net(), photograph(2, 10, 10)
-    net(lq)  # running statistics that are not those of a new network
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    other = DASR(**SMALL)
-    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True), strict=True)
-    assert torch.equal(other.eval()(lq), net.eval()(lq))
+    checks.strict_round_trip(small_net(), DASR(**SMALL), photograph(2, 10, 10), tmp_path)
 
 
 def test_stock_basicsr_builds_it() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.archs import OracleEncoder, ReDSR, ReDSREncoder
 from bsr_plugins.errors import BSRError, OptionError
+from tests.archs import representation_checks as checks
 
 ENCODER: dict[str, Any] = {"type": "ReDSREncoder", "num_feat": 4, "representation_dim": 6}
 ORACLE: dict[str, Any] = {"type": "OracleEncoder", "kernel_size": 7, "num_feat": 16, "representation_dim": 6}
@@ -98,26 +99,15 @@ def test_images_that_are_too_small_are_refused(height: int, width: int) -> None:
 
 
 def test_samples_of_a_batch_do_not_meet() -> None:
-    net, lq = small_net().eval(), photograph(3, 25, 29)
-    alone = torch.cat([net(image[None]) for image in lq])
-    assert torch.allclose(net(lq), alone, atol=1e-5)
-    assert not torch.allclose(alone[0], alone[1], atol=1e-2)
+    checks.samples_do_not_meet(small_net().eval(), photograph(3, 25, 29))
 
 
 def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    net, lq = small_net().eval(), photograph(2, 24, 30)
-    sr, representation = net(lq, return_representation=True)
-    assert torch.equal(representation, net.encode(lq))
-    assert torch.equal(representation, net.encoder(lq))
-    assert torch.equal(net(lq, representation=representation), sr)
-    assert torch.equal(net.restore(lq, representation), sr)
-    assert not torch.allclose(net(lq, representation=representation + 1), sr, atol=1e-3)
+    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), photograph(2, 24, 30), 1e-3)
 
 
 def test_one_representation_serves_a_batch() -> None:
-    net, lq = small_net().eval(), photograph(3, 24, 26)
-    one = torch.linspace(-1, 1, 6)[None]
-    assert torch.allclose(net(lq, representation=one), net(lq, representation=one.expand(3, -1)), atol=1e-6)
+    checks.one_representation_serves_a_batch(small_net().eval(), photograph(3, 24, 26), 6)
 
 
 def test_every_group_gets_a_vector_of_its_own() -> None:
@@ -132,14 +122,7 @@ def test_every_group_gets_a_vector_of_its_own() -> None:
 
 def test_gradients_reach_everything_but_the_shifts() -> None:
     net = small_net(reduction=1)  # so that some hidden number of each attention is below 0, for its slope
-    net(photograph(2, 24, 24)).square().sum().backward()
-    for name, parameter in net.named_parameters():
-        if "_mean." in name:
-            assert not parameter.requires_grad
-            assert parameter.grad is None
-        else:
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().sum() > 0, name
+    checks.gradients_reach_everything_but_the_shifts(net, photograph(2, 24, 24))
 
 
 def test_the_shifts_are_by_div2ks_mean_and_take_each_other_back() -> None:

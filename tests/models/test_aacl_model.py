@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bsr_plugins.archs import AACLNet, MoCo
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import InfoNCELoss
+from tests.models.stepping import moved, prepare, snapshot
 
 if TYPE_CHECKING:
     from tests.conftest import Options
@@ -20,23 +21,6 @@ if TYPE_CHECKING:
 Make = Callable[..., Any]
 Step = Callable[[Any, Tensor, int], None]
 FIGURES = {"contrast_accuracy", "embedding_spread", "align_std", "align_accepted"}
-
-
-def snapshot(network: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in network.parameters()]
-
-
-def moved(network: nn.Module, before: list[Tensor]) -> list[bool]:
-    return [not torch.equal(now, then) for now, then in zip(network.parameters(), before, strict=True)]
-
-
-def prepare(model: Any, gt: Tensor, iteration: int) -> Tensor:
-    """Prepare a batch as a step does; returns all LR views."""
-    model.current_iter, model.figures = iteration, {}
-    gt, lq, params = model.degrade(gt)
-    model.prepare_batch(gt, lq, params)
-    degraded: Tensor = lq
-    return degraded
 
 
 def place_of(image: Tensor, views: Tensor) -> int:

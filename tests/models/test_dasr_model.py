@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import EnergyDistanceLoss, InfoNCELoss
 from bsr_plugins.seeding import generator_at
+from tests.models.stepping import moved, prepare, snapshot
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome
@@ -38,23 +39,6 @@ def pairs() -> Tensor:
     photograph = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1).float() / 255
     cut = [photograph[:, top : top + 48, left : left + 48] for top in (0, 150, 300, 448) for left in (30, 200)]
     return torch.stack(cut).view(4, 2, 3, 48, 48)
-
-
-def snapshot(network: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in network.parameters()]
-
-
-def moved(network: nn.Module, before: list[Tensor]) -> list[bool]:
-    return [not torch.equal(now, then) for now, then in zip(network.parameters(), before, strict=True)]
-
-
-def prepare(model: Any, gt: Tensor, iteration: int) -> Tensor:
-    """Prepare a batch as a step does; returns all LR views."""
-    model.current_iter, model.figures = iteration, {}
-    gt, lq, params = model.degrade(gt)
-    model.prepare_batch(gt, lq, params)
-    degraded: Tensor = lq
-    return degraded
 
 
 def test_the_first_view_is_the_query_and_the_second_its_key(opt: Options, make_model: Make, pairs: Tensor) -> None:
