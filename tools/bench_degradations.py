@@ -11,19 +11,18 @@ times are printed, not judged.
 from __future__ import annotations
 
 import argparse
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
+from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
 from bsr_plugins.analysis.timing import time_in_turn
 from bsr_plugins.degradations import ClassicalDegradation, Params, classical_params
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
-from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
-from bsr_plugins.degradations.resize import BORDERS, border_indices, cubic
+from bsr_plugins.degradations.kernels import gaussian_profiles
+from bsr_plugins.degradations.resize import BORDERS, border_indices
 
 AGREEMENT = 1e-3  # grey levels
 GREY_LEVELS = 255
@@ -42,31 +41,9 @@ class Case(NamedTuple):
     calls: int
 
 
-@lru_cache
-def gather_taps(size: int, scale: int, border: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return where the bicubic reads and with which weights, both of shape (size / scale, 4 · scale)."""
-    centres = (torch.arange(size // scale, dtype=torch.float64) + 0.5) * scale - 0.5
-    indices = torch.ceil(centres - 2 * scale).long()[:, None] + torch.arange(4 * scale)
-    weights = cubic((centres[:, None] - indices) / scale)
-    weights /= weights.sum(1, keepdim=True)
-    return border_indices(indices, size, border).to(device), weights.to(device, dtype)
-
-
-def plain_way(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") -> Tensor:
-    """Blur at every HR pixel, then gather: (B, V, 3, H, W), (B, k, k) -> (B, V, 3, H/s, W/s)."""
-    planes = x.flatten(0, 2)
-    padded = F.pad(planes, (kernels.shape[-1] // 2,) * 4, mode="reflect")
-    filters = kernels.repeat_interleave(len(planes) // len(x), 0)[:, None]
-    blurred = F.conv2d(padded[None], filters, groups=len(planes))[0]
-    indices, weights = gather_taps(x.shape[-2], scale, border, x.dtype, x.device)
-    rows = (blurred[:, indices] * weights[:, :, None]).sum(2)
-    indices, weights = gather_taps(x.shape[-1], scale, border, x.dtype, x.device)
-    return (rows[:, :, indices] * weights).sum(-1).view(*x.shape[:3], rows.shape[1], len(indices))
-
-
 def draw_up(params: Params, like: Tensor) -> Tensor:
     """Return the 2-D kernels of `params`."""
-    return gaussian_kernels(params["lambda1"], params["lambda2"], params["theta"], KERNEL_SIZE).to(like)
+    return gaussian_kernels_of(params, KERNEL_SIZE, like)
 
 
 def parameters(kind: str, batch: int) -> Params:
@@ -101,7 +78,7 @@ def differences(size: int, scale: int, device: torch.device) -> list[tuple[str, 
             params = parameters(kind, len(x))
             for border in BORDERS:
                 degradation = ClassicalDegradation(scale, KERNEL_SIZE, border, round_to_8bit=False)
-                expected = plain_way(x, draw_up(params, x), scale, border)
+                expected = plain_blur_bicubic(x, draw_up(params, x), scale, border)
                 difference = (degradation(x.float(), params) - expected).abs().max() * GREY_LEVELS
                 found.append((f"{height}×{width}", kind, border, float(difference)))
     return found
@@ -116,9 +93,9 @@ def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
     separable = kind == "isotropic"
     timings = time_in_turn(
         {
-            "plain": lambda: plain_way(x, draw_up(params, x), scale),
+            "plain": lambda: plain_blur_bicubic(x, draw_up(params, x), scale),
             "ours": lambda: degradation(x, params),
-            "plain, kernels given": lambda: plain_way(x, kernels, scale),
+            "plain, kernels given": lambda: plain_blur_bicubic(x, kernels, scale),
             "ours, kernels given": lambda: (
                 separable_blur_bicubic(x, profiles, scale) if separable else blur_bicubic(x, kernels, scale)
             ),

@@ -23,12 +23,12 @@ from skimage import data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
 from bsr_plugins.archs import ReDSR, ReDSRDegrader
 from bsr_plugins.archs.da_conv import DAConv
 from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
 from bsr_plugins.degradations import ClassicalDegradation, Params, classical_params
-from bsr_plugins.degradations.kernels import gaussian_kernels
-from bsr_plugins.degradations.resize import border_indices, cubic
+from bsr_plugins.degradations.resize import border_indices
 from bsr_plugins.losses import EnergyDistanceLoss, ModulatedL1Loss, redegradation_distance
 
 SCALE = 4
@@ -258,24 +258,8 @@ def _mean_norm(first: Tensor, second: Tensor) -> Tensor:
 
 
 def plain_degradation(gt: Tensor, params: Params) -> Tensor:
-    """Blur (B, V, 3, H, W) at every pixel, in one `conv2d`, then gather the bicubic's taps: (B, V, 3, H/s, W/s)."""
-    kernels = gaussian_kernels(params["lambda1"], params["lambda2"], params["theta"], KERNEL_SIZE).to(gt)
-    planes = gt.flatten(0, 2)
-    padded = F.pad(planes, (KERNEL_SIZE // 2,) * 4, mode="reflect")
-    filters = kernels.repeat_interleave(len(planes) // len(gt), 0)[:, None]
-    blurred = F.conv2d(padded[None], filters, groups=len(planes))[0]
-    rows = _gather(blurred.transpose(1, 2)).transpose(1, 2)
-    return _gather(rows).view(*gt.shape[:3], rows.shape[1], -1)
-
-
-def _gather(x: Tensor) -> Tensor:
-    """Downsample the last dimension bicubically, with clamped borders: (N, H, W) to (N, H, W/s)."""
-    size = x.shape[-1]
-    centres = (torch.arange(size // SCALE, dtype=torch.float64) + 0.5) * SCALE - 0.5
-    indices = torch.ceil(centres - 2 * SCALE).long()[:, None] + torch.arange(4 * SCALE)
-    weights = cubic((centres[:, None] - indices) / SCALE)
-    weights = (weights / weights.sum(1, keepdim=True)).to(x)
-    return (x[..., indices.clamp(0, size - 1).to(x.device)] * weights).sum(-1)
+    """See `plain_blur_bicubic`: HR patches (B, V, 3, H, W) to (B, V, 3, H/s, W/s)."""
+    return plain_blur_bicubic(gt, gaussian_kernels_of(params, KERNEL_SIZE, gt), SCALE)
 
 
 WAYS: dict[str, type[TrainingStep]] = {"plain": PlainStep, "ours": TrainingStep}
