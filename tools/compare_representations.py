@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import torch
+from tqdm import tqdm
 
 from bsr_plugins.analysis.representation_study import VARIANTS, Figures, Study, run_variant
 from bsr_plugins.data.decode import Pixels
@@ -56,7 +57,7 @@ def main() -> None:
         parser.error(str(error))
     start = time.perf_counter()
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-        figures = pool.map(partial(_run, study, args.dataroot), VARIANTS)
+        figures = tqdm(pool.map(partial(_run, study, args.dataroot), VARIANTS), total=len(VARIANTS), unit="run")
         results = dict(zip(VARIANTS, figures, strict=True))
     _show(results)
     print(f"\n{study} on {args.dataroot}, {args.processes} processes: {time.perf_counter() - start:.0f} s")
