@@ -46,6 +46,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.iters, args.batch_size, args.processes) < 1 or args.num_feat < LEAST_FEAT:
         parser.error(f"--iters, --batch-size, --processes: expected at least 1, --num-feat at least {LEAST_FEAT}")
+    if not args.dataroot:
+        parser.error("--dataroot: expected a folder")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device here, expected cpu")
     study = Study(

@@ -53,7 +53,7 @@ def check_upscale(upscale: object, where: str) -> None:
     Raises:
         OptionError: It is not.
     """
-    if isinstance(upscale, bool) or upscale not in UPSCALES:
+    if isinstance(upscale, bool) or not isinstance(upscale, int) or upscale not in UPSCALES:
         raise OptionError(f"{where}: {upscale!r}, expected one of {', '.join(map(str, UPSCALES))}")
 
 

@@ -85,7 +85,7 @@ class _DepthwiseConv(torch.autograd.Function):
 
 def _passes(planes: Tensor) -> Iterator[slice]:
     """Divide planes (N, H, W) into what is to be worked on at a time."""
-    count = max(_PIXELS // (_PLANES * planes.shape[1] * planes.shape[2]), 1) * _PLANES
+    count = max(_PIXELS // max(_PLANES * planes.shape[1] * planes.shape[2], 1), 1) * _PLANES
     return (slice(start, start + count) for start in range(0, len(planes), count))
 
 

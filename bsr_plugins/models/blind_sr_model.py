@@ -19,7 +19,7 @@ from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import RepresentationLoss
-from bsr_plugins.models.loss_kinds import check_image_loss, check_loss_kind
+from bsr_plugins.models.loss_kinds import check_batch, check_image_loss, check_loss_kind
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
@@ -72,6 +72,7 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                     f"{opt['datasets']['train'].get('degrade_on')!r}; expected the block with degrade_on: device only"
                 )
             check_loss_kind(opt["train"], "representation_opt", RepresentationLoss)
+            check_batch(opt)
             for key in cls.image_losses(opt["train"]):
                 check_image_loss(opt["train"], key)
 

@@ -59,6 +59,23 @@ REDSR_CASES: list[tuple[Changes, str]] = [
         r"train.redegradation_opt.type: 'ModulatedL1Loss', expected a loss of two images, such as 'L1Loss'",
     ),
     ({"train.pixel_opt": {"type": "InfoNCELoss"}}, r"train.pixel_opt.type: 'InfoNCELoss', expected a loss of two imag"),
+    (
+        {"train.pixel_opt": {"type": "EnergyDistanceLoss"}},
+        r"train.pixel_opt.type: 'EnergyDistanceLoss', expected a loss",
+    ),
+    (
+        {"train.redegradation_opt": {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}}},
+        r"train.redegradation_opt.type: 'PerceptualLoss', expected a loss of two images",
+    ),
+    (
+        {"train.redegradation_opt": {"type": "L1Loss", "reduction": "none"}},
+        r"train.redegradation_opt: .*'none'.*, expected a loss that is one number, as with reduction: mean",
+    ),
+    (
+        {"train.representation_opt": {"type": "KLDivergenceLoss"}, "datasets.train.batch_size_per_gpu": 1},
+        r"datasets.train.batch_size_per_gpu: 1, expected at least 2 in all for KLDivergenceLoss",
+    ),
+    ({"network_degrader.scale": 2.0}, r"network_degrader.scale: 2.0, expected one of 2, 3, 4"),
     ({"train.redegradation_opt.type": "L1Los"}, r"train.redegradation_opt.type: .*did you mean 'L1Loss'"),
     (
         {**PLAIN, "train.pixel_opt": {"type": "ModulatedL1Loss"}},
