@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,12 @@ import pytest
 if TYPE_CHECKING:
     from tests.conftest import Project
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "bench_degradations.py"
 TINY = ["--size", "96", "--repeats", "1", "--batch", "2", "--views", "1", "--threads", "1"]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_degradations", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("bench_degradations")
 
 
 def test_prints_the_agreement_and_the_times(project: Project) -> None:
@@ -43,7 +35,7 @@ def test_prints_the_agreement_and_the_times(project: Project) -> None:
 def test_disagreement_is_a_failure_and_nothing_is_timed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *TINY])
+    monkeypatch.setattr(sys, "argv", ["bench_degradations.py", *TINY])
     monkeypatch.setattr(bench, "draw_up", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
     assert bench.main() == 1
     printed = capsys.readouterr().out
@@ -65,7 +57,7 @@ def test_arguments_out_of_range_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    monkeypatch.setattr(sys, "argv", ["bench_degradations.py", *arguments])
     with pytest.raises(SystemExit):
         bench.main()
     assert message in capsys.readouterr().err

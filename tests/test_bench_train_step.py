@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -16,19 +15,12 @@ from bsr_plugins.analysis import plain_step
 if TYPE_CHECKING:
     from tests.conftest import Project
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "bench_train_step.py"
 TINY = ["--device", "cpu", "--width", "tiny", "--threads", "1", "--repeats", "1"]
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_train_step", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+def bench(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool("bench_train_step")
 
 
 def cells(line: str) -> list[str]:
@@ -56,7 +48,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = plain_step.plain_dynamic_conv
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *TINY])
+    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *TINY])
     monkeypatch.setattr(plain_step, "plain_dynamic_conv", lambda x, kernels, _: plain(x, kernels, "constant"))
     assert bench.main() == 1
     printed = capsys.readouterr().out
@@ -80,7 +72,7 @@ def test_arguments_out_of_range_are_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *arguments])
     with pytest.raises(SystemExit):
         bench.main()
     assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -20,8 +20,7 @@ import torch
 from tqdm import tqdm
 
 from bsr_plugins.analysis.representation_study import VARIANTS, Figures, Study, run_variant
-from bsr_plugins.data.decode import Pixels
-from bsr_plugins.data.image_files import find_images
+from bsr_plugins.data.image_files import ImageFile, find_images
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.errors import BadImageError, BSRError, OptionError
 
@@ -54,19 +53,19 @@ def main() -> None:
         iters=args.iters, batch_size=args.batch_size, num_feat=args.num_feat, seed=args.seed, device=args.device
     )
     try:
-        _images(args.dataroot, study)
+        train, held_out = _find(args.dataroot, study)
     except BSRError as error:
         parser.error(str(error))
     start = time.perf_counter()
     with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-        figures = tqdm(pool.map(partial(_run, study, args.dataroot), VARIANTS), total=len(VARIANTS), unit="run")
+        figures = tqdm(pool.map(partial(_run, study, train, held_out), VARIANTS), total=len(VARIANTS), unit="run")
         results = dict(zip(VARIANTS, figures, strict=True))
     _show(results)
     print(f"\n{study} on {args.dataroot}, {args.processes} processes: {time.perf_counter() - start:.0f} s")
 
 
-def _images(dataroot: str, study: Study) -> tuple[list[Pixels], list[Pixels]]:
-    """Read the photographs to train on and those held out."""
+def _find(dataroot: str, study: Study) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Find the photographs to train on and those held out."""
     found = find_images([dataroot], "disk", "train", "--dataroot")
     held_out = find_images([dataroot], "disk", "val", "--dataroot") if dataroot == DEMO else found[::HELD_OUT]
     train = [image for image in found if image not in held_out]
@@ -76,12 +75,14 @@ def _images(dataroot: str, study: Study) -> tuple[list[Pixels], list[Pixels]]:
             raise BadImageError(f"{image.path}: is {size}, expected both sides at least {study.smallest_side}")
     if not train or len(held_out) < LEAST_HELD_OUT:
         raise OptionError(f"--dataroot: '{dataroot}' holds {len(found)} images, expected at least {2 * HELD_OUT}")
-    return [read_image(image) for image in train], [read_image(image) for image in held_out]
+    return train, held_out
 
 
-def _run(study: Study, dataroot: str, name: str) -> tuple[Figures, Figures]:
+def _run(study: Study, train: Sequence[ImageFile], held_out: Sequence[ImageFile], name: str) -> tuple[Figures, Figures]:
     torch.set_num_threads(1)
-    return run_variant(VARIANTS[name], study, *_images(dataroot, study))
+    return run_variant(
+        VARIANTS[name], study, *([read_image(image) for image in images] for images in (train, held_out))
+    )
 
 
 def _show(results: Results) -> None:

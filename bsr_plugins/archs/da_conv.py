@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
+from bsr_plugins.archs.residual_group import ResidualGroup
 
 _TAPS = 3
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
@@ -96,7 +97,7 @@ class DAB(nn.Module):
         return residual + x
 
 
-class DAG(nn.Module):
+class DAG(ResidualGroup):
     """Degradation-aware group: blocks in a row, a 3×3 convolution, a residual.
 
     Args:
@@ -105,14 +106,4 @@ class DAG(nn.Module):
     """
 
     def __init__(self, shape: DAShape, num_block: int) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(DAB(shape) for _ in range(num_block))
-        self.conv = shape.conv()
-
-    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
-        out = x
-        for block in self.blocks:
-            out = block(out, representation)
-        residual: Tensor = self.conv(out)
-        return residual + x
+        super().__init__([DAB(shape) for _ in range(num_block)], shape.conv())

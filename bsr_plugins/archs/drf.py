@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bsr_plugins.archs.residual_group import ResidualGroup
+
 _NEGATIVE_SLOPE = 0.1
 
 
@@ -59,7 +61,7 @@ class DRFB(nn.Module):
         return x + residual
 
 
-class DRFG(nn.Module):
+class DRFG(ResidualGroup):
     """Degradation representation fusion group: DRFBs in a row, a 3×3 convolution, a residual.
 
     AACL's abstract gives its name, its use (reconstruction) and "6x6"; the content is our design.
@@ -71,14 +73,5 @@ class DRFG(nn.Module):
     """
 
     def __init__(self, representation_dim: int, num_feat: int, num_block: int = 6) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(DRFB(representation_dim, num_feat) for _ in range(num_block))
-        self.conv = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-
-    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map feature maps (B, num_feat, H, W) and representations (B, representation_dim) to such maps."""
-        out = x
-        for block in self.blocks:
-            out = block(out, representation)
-        residual: Tensor = self.conv(out)
-        return x + residual
+        blocks = [DRFB(representation_dim, num_feat) for _ in range(num_block)]
+        super().__init__(blocks, nn.Conv2d(num_feat, num_feat, 3, 1, 1))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options import build_from_block, integer
+from bsr_plugins.safe_loading import load_safely
 
 T = TypeVar("T")
 Options = dict[str, dict[str, Any]]
@@ -309,7 +309,7 @@ def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
 
 def _read_released(file: Path) -> tuple[_Kind, dict[str, object], int | None]:
     """Return the kind of a released file, its tensors, and ReDSR's epoch."""
-    content = _load(file)
+    content = load_safely(file, str(file))
     if _is_state(content):
         if any(part in content for part in _PARTS):
             tensors, epoch = _read_redsr(file, content)
@@ -354,23 +354,11 @@ def _read_ours(file: Path, param_key: str) -> tuple[_Kind, dict[str, object], in
 
 def _load_ours(file: Path, param_keys: Iterable[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return a BasicSR checkpoint, and the first of the wanted state dicts that it has."""
-    content = _load(file)
+    content = load_safely(file, str(file))
     for key in param_keys:
         if isinstance(content, Mapping) and key in content and _is_state(content[key]):
             return content, content[key]
     raise BSRError(f"{file}: holds no weights under {' or '.join(dict.fromkeys(param_keys))}, expected BasicSR's file")
-
-
-def _load(file: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of forms of pickles that it may refuse: then it says so
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise BSRError(f"{file}: cannot be read ({error.strerror}), expected a checkpoint") from error
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
-        raise BSRError(f"{file}: cannot be loaded safely ({reason}), expected a checkpoint") from error
 
 
 def _write(folder: Path, contents: Mapping[str, object], force: bool) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bsr_plugins.errors import OptionError
+from bsr_plugins.safe_loading import load_safely
 
 _PARTS = ("params_ema", "params")
 _NAMED = 3  # so many differing names make a message; the rest is counted
@@ -23,17 +24,13 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> 
         path_opt: The block `path`.
 
     Raises:
-        OptionError: The file holds no weights, or those of another network.
+        BSRError: The file holds no weights, or those of another network.
     """
     file, letter = path_opt.get(f"pretrain_{key}"), key.removeprefix("network_")
     if file is None:
         return
     place = f"path.pretrain_{key}: {file}"
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
-        raise OptionError(f"{place}: cannot be loaded safely ({reason}), expected a file of weights") from error
+    content = load_safely(Path(file), place)
     weights = _weights(place, content, path_opt.get(f"param_key_{letter}", "params"))
     expected = network.state_dict()
     if path_opt.get(f"strict_load_{letter}", True) is False:

@@ -104,52 +104,27 @@ def test_stock_basicsr_builds_it() -> None:
 
 
 def test_float64_agrees_with_float32() -> None:
-    net, lq = small_net().eval(), noise_image(1, 3, 12, 9)
-    single = net(lq)
-    double = net.double()(lq.double())
-    assert double.dtype == torch.float64
-    assert torch.allclose(double, single.double(), atol=1e-5)
+    checks.float64_agrees_with_float32(small_net().eval(), noise_image(1, 3, 12, 9))
 
 
 def test_bfloat16_autocast_trains() -> None:
-    net, lq = small_net(), noise_image(2, 3, 12, 12)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sr, representation = net(lq, return_representation=True)
-        loss = sr.float().abs().mean() + representation.float().square().mean()
-    loss.backward()
-    assert sr.isfinite().all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    reference = net.eval()(lq)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.allclose(net(lq).float(), reference, atol=0.03)
+    checks.bfloat16_autocast_trains(small_net(), noise_image(2, 3, 12, 12))
 
 
 def test_export_for_any_size() -> None:
-    net = small_net().eval()
     # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
-    height, width = torch.export.Dim("height", min=5, max=512), torch.export.Dim("width", min=5, max=512)
-    program = torch.export.export(
-        net, (noise_image(1, 3, 37, 53),), dynamic_shapes={"lq": {2: height, 3: width}}, strict=False
-    )
-    for size in ((37, 53), (20, 31)):
-        lq = noise_image(1, 3, *size)
-        assert torch.allclose(program.module()(lq), net(lq), atol=1e-6)
+    images = [noise_image(1, 3, *size) for size in ((37, 53), (20, 31))]
+    checks.exports_for_any_size(small_net().eval(), images, smallest=5)
 
 
 def test_compiles_without_a_graph_break() -> None:
-    net, lq = small_net().eval(), noise_image(1, 3, 11, 13)
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    sr, representation = compiled(lq, return_representation=True)
-    assert torch.allclose(sr, net(lq), atol=1e-6)
-    assert torch.allclose(representation, net.encode(lq), atol=1e-6)
+    checks.compiles_without_a_graph_break(small_net().eval(), noise_image(1, 3, 11, 13))
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
-    net, lq = small_net().eval().double(), noise_image(2, 3, 13, 11).double()
-    on_cpu = net(lq)
-    assert torch.allclose(net.cuda()(lq.cuda()).cpu(), on_cpu, atol=1e-9)
+    checks.agrees_on(torch.device("cuda"), small_net().eval(), noise_image(2, 3, 13, 11))
 
 
 class ShiftBackbone(AACLBackbone):

@@ -209,7 +209,7 @@ def test_another_padding_is_refused(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_cuda_agrees_with_cpu(mode: str) -> None:
     on_cpu = operands(2, 3, 9, 7, 3)
-    on_gpu = [tensor.detach().cuda().requires_grad_() for tensor in on_cpu]
+    on_gpu = [tensor.detach().to("cuda").requires_grad_() for tensor in on_cpu]
 
     def weighted(x: Tensor, kernels: Tensor) -> list[Tensor]:
         made = dynamic_depthwise_conv(x, kernels, mode)

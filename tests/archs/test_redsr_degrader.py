@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from basicsr.archs import build_network
-from skimage import data
 from torch import Tensor, nn
 
 from bsr_plugins.archs import ReDSRDegrader
 from bsr_plugins.errors import BSRError, OptionError
+from tests.archs import representation_checks as checks
+from tests.archs.representation_checks import photograph
 
 SMALL: dict[str, Any] = {"num_feat": 8, "representation_dim": 6}
 
@@ -21,12 +22,6 @@ def small_net(**options: Any) -> ReDSRDegrader:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return ReDSRDegrader(**{**SMALL, **options})
-
-
-def photograph(batch: int, height: int, width: int) -> Tensor:
-    """Parts of scikit-image's coffee, (batch, 3, height, width), RGB in [0, 1]."""
-    pixels = torch.from_numpy(data.coffee()).permute(2, 0, 1).float() / 255
-    return torch.stack([pixels[:, 50 * n : 50 * n + height, 60 * n : 60 * n + width] for n in range(1, batch + 1)])
 
 
 def representations(batch: int) -> Tensor:
@@ -190,9 +185,7 @@ def test_compiles_without_a_graph_break() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
-    net, gt, given = small_net().double(), photograph(2, 16, 20).double(), representations(2).double()
-    on_cpu = net(gt, given)
-    assert torch.allclose(net.cuda()(gt.cuda(), given.cuda()).cpu(), on_cpu, atol=1e-9)
+    checks.agrees_on(torch.device("cuda"), small_net(), photograph(2, 16, 20), representations(2))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from basicsr.archs import build_network
-from skimage import data
 from torch import Tensor, nn
 
 from bsr_plugins.archs import OracleEncoder, ReDSR, ReDSREncoder
 from bsr_plugins.errors import BSRError, OptionError
 from tests.archs import representation_checks as checks
+from tests.archs.representation_checks import photograph
 
 ENCODER: dict[str, Any] = {"type": "ReDSREncoder", "num_feat": 4, "representation_dim": 6}
 ORACLE: dict[str, Any] = {"type": "OracleEncoder", "kernel_size": 7, "num_feat": 16, "representation_dim": 6}
@@ -25,12 +25,6 @@ def small_net(**options: Any) -> ReDSR:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return ReDSR(**{**SMALL, **options})
-
-
-def photograph(batch: int, height: int, width: int) -> Tensor:
-    """Parts of scikit-image's coffee, (batch, 3, height, width), RGB in [0, 1]."""
-    pixels = torch.from_numpy(data.coffee()).permute(2, 0, 1).float() / 255
-    return torch.stack([pixels[:, 50 * n : 50 * n + height, 60 * n : 60 * n + width] for n in range(1, batch + 1)])
 
 
 def kernels(batch: int, size: int = 7) -> Tensor:
@@ -195,34 +189,16 @@ def test_stock_basicsr_builds_them() -> None:
 
 
 def test_float64_agrees_with_float32() -> None:
-    net, lq = small_net().eval(), photograph(1, 25, 31)
-    single = net(lq)
-    double = net.double()(lq.double())
-    assert double.dtype == torch.float64
-    assert torch.allclose(double, single.double(), atol=1e-5)
+    checks.float64_agrees_with_float32(small_net().eval(), photograph(1, 25, 31))
 
 
 def test_bfloat16_autocast_trains() -> None:
-    net, lq = small_net(), photograph(2, 24, 24)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sr, representation = net(lq, return_representation=True)
-        loss = sr.float().abs().mean() + representation.float().square().mean()
-    loss.backward()
-    assert sr.isfinite().all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
-    reference = net.eval()(lq)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.allclose(net(lq).float(), reference, atol=0.03)
+    checks.bfloat16_autocast_trains(small_net(), photograph(2, 24, 24))
 
 
 def test_export_for_any_size() -> None:
-    net = small_net().eval()
-    height, width = torch.export.Dim("height", min=24, max=512), torch.export.Dim("width", min=24, max=512)
-    shapes: dict[str, Any] = {"lq": {2: height, 3: width}}
-    program = torch.export.export(net, (photograph(1, 37, 53),), dynamic_shapes=shapes, strict=False)
-    for size in ((37, 53), (24, 24), (40, 31)):
-        lq = photograph(1, *size)
-        assert torch.allclose(program.module()(lq), net(lq), atol=1e-6)
+    images = [photograph(1, *size) for size in ((37, 53), (24, 24), (40, 31))]
+    checks.exports_for_any_size(small_net().eval(), images, smallest=24)
 
 
 def test_export_of_the_oracle() -> None:
@@ -232,19 +208,13 @@ def test_export_of_the_oracle() -> None:
 
 
 def test_compiles_without_a_graph_break() -> None:
-    net, lq = small_net().eval(), photograph(1, 37, 53)
-    compiled = torch.compile(net, backend="eager", fullgraph=True)
-    sr, representation = compiled(lq, return_representation=True)
-    assert torch.allclose(sr, net(lq), atol=1e-6)
-    assert torch.allclose(representation, net.encode(lq), atol=1e-6)
+    checks.compiles_without_a_graph_break(small_net().eval(), photograph(1, 37, 53))
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_agrees_with_cpu() -> None:
-    net, lq = small_net().eval().double(), photograph(2, 25, 29).double()
-    on_cpu = net(lq)
-    assert torch.allclose(net.cuda()(lq.cuda()).cpu(), on_cpu, atol=1e-9)
+    checks.agrees_on(torch.device("cuda"), small_net().eval(), photograph(2, 25, 29))
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bsr_plugins.engine.pretrained import check_weights
-from bsr_plugins.errors import OptionError
+from bsr_plugins.errors import BSRError, OptionError
 
 
 class Hostile:
@@ -80,9 +80,7 @@ def test_what_cannot_be_loaded_safely_is_refused(
     network: nn.Module, tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "g.pth").write_bytes(content)
-    with pytest.raises(
-        OptionError, match=r"g\.pth: cannot be loaded safely \(.+\), expected a file of weights"
-    ) as error:
+    with pytest.raises(BSRError, match=r"g\.pth: cannot be loaded safely \(.+\), expected a checkpoint") as error:
         check(tmp_path / "g.pth", network)
     assert "\n" not in str(error.value)
     assert "unpickled" not in capfd.readouterr().out

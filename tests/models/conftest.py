@@ -69,3 +69,11 @@ def step() -> Callable[[Any, Tensor, int], None]:
         model.optimize_parameters(iteration)
 
     return do
+
+
+@pytest.fixture
+def pairs() -> Tensor:
+    """Two HR views of four photographs each (4, 2, 3, 48, 48), all different."""
+    photograph = torch.from_numpy(np.ascontiguousarray(data.astronaut().transpose(2, 0, 1))).float() / 255
+    cut = [photograph[:, top : top + 48, left : left + 48] for top in (0, 150, 300, 448) for left in (30, 200)]
+    return torch.stack(cut).view(4, 2, 3, 48, 48)

@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.blind_sr_model import CALIBRATION_FILE
 from bsr_plugins.seeding import generator_at
+from tests.models.stepping import assert_equal, weights
 
 if TYPE_CHECKING:
     from tests.conftest import Options
 
 Make = Callable[..., Any]
 Step = Callable[[Any, Tensor, int], None]
-
-
-def weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 @pytest.fixture

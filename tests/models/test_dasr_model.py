@@ -33,14 +33,6 @@ def opt(dasr_options: Options, as_read: Callable[[Options], Options]) -> Options
     return as_read(dasr_options)
 
 
-@pytest.fixture
-def pairs() -> Tensor:
-    """Two HR views of four photographs each (4, 2, 3, 48, 48), all different."""
-    photograph = torch.from_numpy(data.astronaut().copy()).permute(2, 0, 1).float() / 255
-    cut = [photograph[:, top : top + 48, left : left + 48] for top in (0, 150, 300, 448) for left in (30, 200)]
-    return torch.stack(cut).view(4, 2, 3, 48, 48)
-
-
 def test_the_first_view_is_the_query_and_the_second_its_key(opt: Options, make_model: Make, pairs: Tensor) -> None:
     model = make_model(opt)
     lq = prepare(model, pairs, 3)

@@ -1,4 +1,4 @@
-"""ReDSRModel: which patch goes where, its losses by hand, Table 2's models, the oracle, saving, seeds, learning."""
+"""ReDSRModel: which patch goes where, its losses by hand, Table 2's models, saving, seeds, learning."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from basicsr.data import build_dataset
-from skimage import data
 from torch import Tensor, nn
 
 from bsr_plugins.archs import OracleEncoder, ReDSR
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import KLDivergenceLoss
 from bsr_plugins.seeding import generator_at
-from tests.degradations.reference import gaussian_kernel
+from tests.models.stepping import assert_equal, prepare_and_tell, weights
 from tests.models.test_training import mean, train
 
 if TYPE_CHECKING:
@@ -36,29 +34,6 @@ DISTANCE_FIGURES, SPREAD_FIGURES = {"redegradation_rmse", "modulation"}, {"repre
 def opt(redsr_options: Options, as_read: Callable[[Options], Options]) -> Options:
     """The options of a tiny ReDSR run; a test may change them."""
     return as_read(redsr_options)
-
-
-@pytest.fixture
-def oracle_opt(opt: Options) -> Options:
-    """The options of model 9."""
-    opt["network_g"]["encoder"] = {"type": "OracleEncoder", "num_feat": 8, "representation_dim": 6}
-    return opt
-
-
-@pytest.fixture
-def pairs() -> Tensor:
-    """Two HR views of four photographs each (4, 2, 3, 48, 48), all different."""
-    photograph = torch.from_numpy(np.ascontiguousarray(data.astronaut().transpose(2, 0, 1))).float() / 255
-    cut = [photograph[:, top : top + 48, left : left + 48] for top in (0, 150, 300, 448) for left in (30, 200)]
-    return torch.stack(cut).view(4, 2, 3, 48, 48)
-
-
-def prepare(model: Any, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Prepare a batch as a step does; returns the LR views and the drawn parameters."""
-    model.current_iter, model.figures = ITERATION, {}
-    gt, lq, params = model.degrade(gt)
-    model.prepare_batch(gt, lq, params)
-    return lq, params
 
 
 def energy_distance(found: Tensor, samples: Tensor) -> Tensor:
@@ -105,19 +80,9 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
 def test_the_first_view_is_restored_and_the_second_re_degraded(opt: Options, make_model: Make, pairs: Tensor) -> None:
     model = make_model(opt)
-    lq, _ = prepare(model, pairs)
+    lq, _ = prepare_and_tell(model, pairs, ITERATION)
     assert lq.shape == (4, 2, 3, 24, 24)
     for name, expected in {
         "lq": lq[:, 0],
@@ -141,7 +106,7 @@ def test_losses_by_name_are_those_by_hand(opt: Options, make_model: Make, pairs:
     model = make_model(opt)
     values = []
     for gt in (pairs, pairs.flip(1)):
-        lq, _ = prepare(model, gt)
+        lq, _ = prepare_and_tell(model, gt, ITERATION)
         losses = model.compute_losses()
         expected, weights = by_hand(model, gt, lq)
         assert set(losses) == set(expected) == PIXEL | RECONSTRUCTED | SPREAD
@@ -166,7 +131,7 @@ def test_losses_by_name_are_those_by_hand(opt: Options, make_model: Make, pairs:
 
 def test_a_step_logs_losses_and_figures(opt: Options, make_model: Make, pairs: Tensor, step: Step) -> None:
     model = make_model(opt)
-    lq, _ = prepare(model, pairs)
+    lq, _ = prepare_and_tell(model, pairs, ITERATION)
     expected, _ = by_hand(model, pairs, lq)
     step(model, pairs, ITERATION)
     log = model.get_current_log()
@@ -177,7 +142,7 @@ def test_a_step_logs_losses_and_figures(opt: Options, make_model: Make, pairs: T
 
 def test_gradients_reach_encoder_degrader_and_generator(opt: Options, make_model: Make, pairs: Tensor) -> None:
     model = make_model(opt)
-    prepare(model, pairs)
+    prepare_and_tell(model, pairs, ITERATION)
     losses = model.compute_losses()
     reached = {
         "l_pix": {"encoder", "compress", "generator"},
@@ -198,7 +163,7 @@ def test_gradients_reach_encoder_degrader_and_generator(opt: Options, make_model
 
 def test_no_gradient_flows_through_w(opt: Options, make_model: Make, pairs: Tensor) -> None:
     model = make_model(opt)
-    lq, _ = prepare(model, pairs)
+    lq, _ = prepare_and_tell(model, pairs, ITERATION)
     losses = model.compute_losses()
     found = gradients(model, total(losses))
     _, weights = by_hand(model, pairs, lq)
@@ -248,7 +213,7 @@ def test_the_models_of_table_2(
 ) -> None:
     model = make_model(table2(opt, number))
     redegrades, bounded = number not in (1, 3), number not in (1, 2)
-    before = weights_of(model.net_g)
+    before = weights(model.net_g)
     step(model, pairs if redegrades else pairs[:, :1], 1)
     expected = PIXEL | (RECONSTRUCTED | DISTANCE_FIGURES if redegrades else set())
     assert set(model.get_current_log()) == expected | (SPREAD | SPREAD_FIGURES if bounded else set())
@@ -276,85 +241,9 @@ def test_the_models_of_table_2(
 def test_a_plain_pixel_loss_is_not_modulated(opt: Options, make_model: Make, pairs: Tensor) -> None:
     opt["train"]["pixel_opt"] = {"type": "L1Loss", "loss_weight": 2.0}  # as the released code has it
     model = make_model(opt)
-    prepare(model, pairs)
+    prepare_and_tell(model, pairs, ITERATION)
     losses = model.compute_losses()
     assert losses["l_pix"].item() == pytest.approx(2 * (model.output - model.gt).abs().mean().item(), rel=1e-6)
-
-
-def closed_form(sigma: float) -> Tensor:
-    return torch.from_numpy(gaussian_kernel(sigma, sigma, 0.0)).float()
-
-
-@pytest.mark.parametrize("blur", ["iso", "aniso"])
-def test_the_oracle_is_told_the_true_kernels_in_training(
-    oracle_opt: Options, make_model: Make, pairs: Tensor, blur: str
-) -> None:
-    oracle_opt["degradation"] = {"type": "ClassicalDegradation", f"blur_{blur}": {"sigma": [0.2, 4.0]}}
-    model = make_model(oracle_opt)
-    _, params = prepare(model, pairs)
-    seen: list[Tensor] = []
-    model.net_g.encoder.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    model.compute_losses()
-    assert seen[0].shape == (4, 21, 21)
-    for index, kernel in enumerate(seen[0]):
-        lambda1, lambda2, theta = (float(params[name][index]) for name in ("lambda1", "lambda2", "theta"))
-        expected = torch.from_numpy(gaussian_kernel(lambda1, lambda2, theta)).float()
-        torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-6)
-    assert len({float(kernel.max()) for kernel in seen[0]}) == 4
-
-
-def test_the_oracle_is_told_the_true_kernels_in_validation(
-    oracle_opt: Options, make_model: Make, pairs: Tensor, step: Step
-) -> None:
-    oracle_opt["datasets"]["val"]["settings"] = ["sig1.8", "sig2.6"]
-    dataset = build_dataset(oracle_opt["datasets"]["val"])
-    model = make_model(oracle_opt)
-    step(model, pairs, 1)  # a training batch and its kernels came before
-    for index, sigma in enumerate((1.8, 2.6)):
-        item = dataset[index]
-        model.feed_data({key: item[key][None] for key in ("lq", "gt", "kernel")})
-        model.test()
-        assert not model.net_g_ema.training
-        with torch.no_grad():
-            expected = model.net_g_ema(item["lq"][None], kernel=closed_form(sigma)[None])
-            wrong = model.net_g_ema(item["lq"][None], kernel=closed_form(4.0)[None])
-            not_averaged = model.net_g(item["lq"][None], kernel=closed_form(sigma)[None])
-        assert torch.allclose(model.output, expected, rtol=0, atol=1e-6)
-        assert not torch.allclose(model.output, wrong, rtol=0, atol=1e-5)
-        assert not torch.allclose(model.output, not_averaged, rtol=0, atol=1e-5)
-
-
-def test_an_oracle_is_validated_and_tested_through_the_pipelines(
-    redsr_options: Options, in_process: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = redsr_options
-    options["network_g"]["encoder"] = {"type": "OracleEncoder", "num_feat": 8, "representation_dim": 6}
-    seen: list[Tensor] = []
-    forward = OracleEncoder.forward
-
-    def remember(self: OracleEncoder, kernel: Tensor) -> Tensor:
-        seen.append(kernel.detach().clone())
-        return forward(self, kernel)
-
-    monkeypatch.setattr(OracleEncoder, "forward", remember)
-    options["train"]["total_iter"] = 1
-    trained = in_process("train", options)
-    assert trained.status == 0, trained.output
-    assert "# psnr: " in trained.output
-    (batch, *validated), expected = seen, closed_form(1.8)[None]
-    assert batch.shape == (4, 21, 21)
-    assert len(validated) == 8
-    for kernel in validated:
-        torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-6)
-
-    seen.clear()
-    testing = {key: options[key] for key in ("scale", "num_gpu", "manual_seed", "network_g", "val", "model_type")}
-    testing |= {"name": "tested", "datasets": {"test": options["datasets"]["val"]}}
-    testing["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "strict_load_g": True}
-    tested = in_process("test", testing)
-    assert tested.status == 0, tested.output
-    assert len(seen) == 8
-    torch.testing.assert_close(seen[-1], expected, rtol=0, atol=1e-6)
 
 
 def test_testing_leaves_the_mode_of_the_network(opt: Options, make_model: Make, pairs: Tensor) -> None:
@@ -370,12 +259,12 @@ def test_testing_leaves_the_mode_of_the_network(opt: Options, make_model: Make, 
 
 def test_the_ema_copy_follows_network_g_alone(opt: Options, make_model: Make, pairs: Tensor, step: Step) -> None:
     model = make_model(opt)
-    average = weights_of(model.net_g)
+    average = weights(model.net_g)
     for iteration in (1, 2):
         step(model, pairs, iteration)
-        now = weights_of(model.net_g)
+        now = weights(model.net_g)
         average = {name: 0.9 * value + 0.1 * now[name] for name, value in average.items()}
-    held = weights_of(model.net_g_ema)
+    held = weights(model.net_g_ema)
     assert held.keys() == average.keys()
     for name, value in average.items():
         torch.testing.assert_close(held[name], value, rtol=1e-5, atol=1e-7, msg=name)
@@ -428,9 +317,7 @@ def test_a_saved_degrader_is_loaded(opt: Options, make_model: Make, pairs: Tenso
     model.save(0, 1)
     opt["path"]["pretrain_network_degrader"] = str(tmp_path / "net_degrader_1.pth")
     opt["manual_seed"] = 11
-    assert_equal(
-        weights_of(make_model(opt).training_networks["degrader"]), weights_of(model.training_networks["degrader"])
-    )
+    assert_equal(weights(make_model(opt).training_networks["degrader"]), weights(model.training_networks["degrader"]))
 
 
 def test_a_seed_decides_everything(opt: Options, make_model: Make) -> None:
@@ -439,7 +326,7 @@ def test_a_seed_decides_everything(opt: Options, make_model: Make) -> None:
         options["datasets"]["train"]["num_worker_per_gpu"] = changes.pop("workers", 0)
         model, log = train(make_model, options | changes, 3)
         degrader = model.training_networks["degrader"].state_dict()
-        return {**weights_of(model.net_g), **{f"degrader.{name}": value for name, value in degrader.items()}}, log
+        return {**weights(model.net_g), **{f"degrader.{name}": value for name, value in degrader.items()}}, log
 
     first, log = run()
     for state, again in (run(), run(workers=2)):
