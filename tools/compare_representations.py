@@ -20,13 +20,11 @@ import torch
 from tqdm import tqdm
 
 from bsr_plugins.analysis.representation_study import VARIANTS, Figures, Study, run_variant
-from bsr_plugins.data.image_files import ImageFile, find_images
+from bsr_plugins.analysis.study_images import DEMO, split_photographs
+from bsr_plugins.data.image_files import ImageFile
 from bsr_plugins.data.image_reading import read_image
-from bsr_plugins.errors import BadImageError, BSRError, OptionError
+from bsr_plugins.errors import BSRError
 
-DEMO = "demo"
-HELD_OUT = 5  # of so many images one is held out
-LEAST_HELD_OUT = 2
 LEAST_FEAT = 16
 GREY_LEVELS = 255
 Results = Mapping[str, tuple[Figures, Figures]]
@@ -53,7 +51,7 @@ def main() -> None:
         iters=args.iters, batch_size=args.batch_size, num_feat=args.num_feat, seed=args.seed, device=args.device
     )
     try:
-        train, held_out = _find(args.dataroot, study)
+        train, held_out = split_photographs(args.dataroot, study.smallest_side)
     except BSRError as error:
         parser.error(str(error))
     start = time.perf_counter()
@@ -62,20 +60,6 @@ def main() -> None:
         results = dict(zip(VARIANTS, figures, strict=True))
     _show(results)
     print(f"\n{study} on {args.dataroot}, {args.processes} processes: {time.perf_counter() - start:.0f} s")
-
-
-def _find(dataroot: str, study: Study) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Find the photographs to train on and those held out."""
-    found = find_images([dataroot], "disk", "train", "--dataroot")
-    held_out = find_images([dataroot], "disk", "val", "--dataroot") if dataroot == DEMO else found[::HELD_OUT]
-    train = [image for image in found if image not in held_out]
-    for image in [*train, *held_out]:
-        if min(image.height, image.width) < study.smallest_side:
-            size = f"{image.width}x{image.height}"
-            raise BadImageError(f"{image.path}: is {size}, expected both sides at least {study.smallest_side}")
-    if not train or len(held_out) < LEAST_HELD_OUT:
-        raise OptionError(f"--dataroot: '{dataroot}' holds {len(found)} images, expected at least {2 * HELD_OUT}")
-    return train, held_out
 
 
 def _run(study: Study, train: Sequence[ImageFile], held_out: Sequence[ImageFile], name: str) -> tuple[Figures, Figures]:

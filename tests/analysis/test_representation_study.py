@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
+from torch.nn import functional as F
 
-from bsr_plugins.analysis.representation_study import VARIANTS, WIDTHS, Figures, Study, Variant, run_variant
+from bsr_plugins.analysis.representation_study import (
+    VARIANTS,
+    WIDTHS,
+    Figures,
+    Study,
+    Variant,
+    run_variant,
+    start_degrader,
+)
+from bsr_plugins.archs import ReDSRDegrader
 from bsr_plugins.data.decode import Pixels
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_representations.py"
@@ -58,6 +68,22 @@ def test_a_run_is_repeated_by_its_seed_alone(photographs: tuple[list[Pixels], li
     torch.rand(5)
     assert run(BOTH, photographs)[1] == first
     assert run(BOTH, photographs, Study(iters=3, batch_size=2, gt_size=48, num_feat=16, seed=1))[1] != first
+
+
+def test_the_degrader_starts_as_an_average(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
+    torch.manual_seed(0)
+    degrader = ReDSRDegrader(num_feat=16, scale=2)
+    image = torch.from_numpy(photographs[0][0][:32, :48] / 255).float().permute(2, 0, 1)[None]
+    far = (degrader(image, torch.randn(1, 64)) - F.avg_pool2d(image, 2)).abs().max()
+    start_degrader(degrader)
+    near = (degrader(image, torch.randn(1, 64)) - F.avg_pool2d(image, 2)).abs().max()
+    assert near < 1e-6 < 0.01 < far
+
+
+def test_the_degrader_has_a_learning_rate_of_its_own(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
+    slow = Study(iters=3, batch_size=2, gt_size=48, num_feat=16, degrader_lr=1e-9)
+    variant = VARIANTS["re-degradation (model 2)"]
+    assert run(variant, photographs, slow)[1].redegradation != run(variant, photographs)[1].redegradation
 
 
 def test_the_widths_are_those_of_the_papers_figure() -> None:
