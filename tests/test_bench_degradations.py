@@ -30,6 +30,11 @@ def test_prints_the_agreement_and_the_times(project: Project) -> None:
     rows = [line for line in outcome.output.splitlines() if re.match(r"\| (one|2×1), .* 1 \|", line)]
     assert len(rows) == 6, outcome.output
     assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split("|")[3:])
+    rows = [line for line in outcome.output.splitlines() if re.match(r"\| (whole|without sharpening) \| 1 ", line)]
+    assert len(rows) == 2, outcome.output
+    times = [[float(cell) for cell in row.strip("| ").split("|")[2:]] for row in rows]
+    assert all(plain > 0 and ours > 0 for plain, ours, _ in times)
+    assert all(ratio == pytest.approx(plain / ours, abs=0.1, rel=0.1) for plain, ours, ratio in times)
 
 
 def test_disagreement_is_a_failure_and_nothing_is_timed(
@@ -47,6 +52,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     ("arguments", "message"),
     [
         (["--size", "98"], "--size 98: expected a multiple of 4, at least 84"),
+        (["--size", "96", "--scale", "16"], "--size 96: expected a multiple of 16, at least 176"),
         (["--threads", "1", "0"], "expected whole numbers above 0"),
     ],
 )

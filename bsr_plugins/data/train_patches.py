@@ -44,10 +44,11 @@ class TrainPatches:
             return {"gt": views, "gt_path": image.path}
         params = self._degradation.sample(1, generator_at(self._options.seed, "degradation", epoch, position))
         with torch.no_grad():
-            lq = self._degradation(views[None], params)
+            gt = self._degradation.target(views[None])
+            lq = self._degradation(gt, params)
         return {
             "lq": lq[0, 0].contiguous(),
-            "gt": views[0],
+            "gt": gt[0, 0].contiguous(),
             "lq_path": f"{self._names[index]}.png",
             "gt_path": image.path,
         }

@@ -60,6 +60,7 @@ class WholeImages:
         gt = gt[:, : height - height % scale, : width - width % scale].contiguous()
         params = self._params(image.name, setting)
         with torch.no_grad():
+            gt = self._degradation.target(gt[None])[0]
             lq = self._degradation(gt[None, None], params)
         suffix = "" if setting is None else f"_{setting.name}"
         known: dict[str, Tensor | str] = {}

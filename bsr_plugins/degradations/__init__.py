@@ -15,6 +15,7 @@ from bsr_plugins.degradations.protocols import (
     protocol_settings,
     with_noise_seed,
 )
+from bsr_plugins.degradations.second_order import SecondOrderDegradation
 from bsr_plugins.errors import OptionError
 from bsr_plugins.options import build_from_block
 
@@ -25,6 +26,7 @@ __all__ = [
     "ClassicalDegradation",
     "Degradation",
     "Params",
+    "SecondOrderDegradation",
     "Setting",
     "build_degradation",
     "classical_params",
@@ -35,7 +37,10 @@ __all__ = [
     "with_noise_seed",
 ]
 
-DEGRADATIONS: dict[str, Callable[..., Degradation]] = {"ClassicalDegradation": ClassicalDegradation}
+DEGRADATIONS: dict[str, Callable[..., Degradation]] = {
+    "ClassicalDegradation": ClassicalDegradation,
+    "SecondOrderDegradation": SecondOrderDegradation,
+}
 
 
 def build_degradation(block: Mapping[str, Any], scale: int | None = None, where: str = "degradation") -> Degradation:

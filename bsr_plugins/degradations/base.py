@@ -42,6 +42,14 @@ class Degradation(ABC):
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations from a CPU generator."""
 
+    def target(self, gt: Tensor) -> Tensor:
+        """Return what is to be degraded, and reproduced from the degraded images: here the images themselves.
+
+        Args:
+            gt: HR images, shape (B, …, C, H, W) in [0, 1].
+        """
+        return gt
+
     @abstractmethod
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
         """Degrade images, shape (B, …, C, H, W) in [0, 1], to (B, …, C, H/s, W/s)."""

@@ -44,10 +44,25 @@ def gaussian_kernels(lambda1: Tensor, lambda2: Tensor, theta: Tensor, size: int)
     Returns:
         Tensor: Kernels, shape (B, size, size), indexed [y, x], each summing to 1.
     """
+    kernels = torch.exp(-quadratic_form(lambda1, lambda2, theta, size) / 2)
+    return kernels / kernels.sum((-2, -1), keepdim=True)
+
+
+def quadratic_form(lambda1: Tensor, lambda2: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Return `q = pᵀ Σ⁻¹ p` at every tap p, for the covariances Σ of `gaussian_kernels`.
+
+    Args:
+        lambda1: Standard deviations along the axis at angle θ, shape (B,), > 0.
+        lambda2: Standard deviations across it, shape (B,), > 0.
+        theta: Angles in radians, shape (B,).
+        size: Taps per axis, odd.
+
+    Returns:
+        Tensor: Squared distances from the centre in units of the widths, shape (B, size, size), indexed [y, x].
+    """
     axis = offsets(size, lambda1)
     y, x = axis[:, None], axis[None, :]
     cos, sin = theta.cos()[:, None, None], theta.sin()[:, None, None]
     along = (cos * x + sin * y) / lambda1[:, None, None]
     across = (cos * y - sin * x) / lambda2[:, None, None]
-    kernels = torch.exp(-(along.square() + across.square()) / 2)
-    return kernels / kernels.sum((-2, -1), keepdim=True)
+    return along.square() + across.square()

@@ -22,6 +22,7 @@ from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.data.image_files import find_images
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.data.positioned_index import PositionedIndex
+from bsr_plugins.degradations import SecondOrderDegradation
 from bsr_plugins.errors import BadImageError, OptionError
 from tests.degradations.reference import blur_bicubic, gaussian_kernel
 
@@ -208,6 +209,19 @@ def test_whole_images_under_a_degradation_block(folder: Path) -> None:
     assert [dataset[index]["lq_path"] for index in range(len(dataset))] == ["b.x.png", "sub_a.png"]
     assert same(dataset[0], build_dataset(options)[0])
     assert not torch.equal(dataset[0]["lq"], build_dataset({**options, "seed": 1})[0]["lq"])
+
+
+def test_whole_images_are_sharpened_where_the_degradation_asks_for_it() -> None:
+    """Both the image to reproduce and the one that is degraded."""
+    items = {}
+    for usm in (False, True):
+        block = {"type": "SecondOrderDegradation", "usm": usm}
+        items[usm] = build_dataset(val(protocol=None, degradation=block))[0]
+    degradation = SecondOrderDegradation(4)
+    assert_image(items[True]["gt"], *items[False]["gt"].shape)
+    assert torch.equal(items[True]["gt"], degradation.target(items[False]["gt"][None])[0])
+    assert not torch.equal(items[True]["gt"], items[False]["gt"])
+    assert not torch.equal(items[True]["lq"], items[False]["lq"])
 
 
 def test_whole_images_come_with_their_true_kernel(folder: Path) -> None:

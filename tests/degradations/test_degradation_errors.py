@@ -16,13 +16,19 @@ AWAY = object()  # the key is left out
 
 # (what is changed in a block that can be used, the whole message)
 BLOCKS: list[tuple[dict[str, Any], str]] = [
-    ({"type": AWAY}, "degradation: the key 'type' is missing, expected one of ClassicalDegradation"),
+    (
+        {"type": AWAY},
+        "degradation: the key 'type' is missing, expected one of ClassicalDegradation, SecondOrderDegradation",
+    ),
     (
         {"type": "ClasicalDegradation"},
-        "degradation.type: unknown name 'ClasicalDegradation', expected one of ClassicalDegradation; "
-        "did you mean 'ClassicalDegradation'?",
+        "degradation.type: unknown name 'ClasicalDegradation', expected one of ClassicalDegradation, "
+        "SecondOrderDegradation; did you mean 'ClassicalDegradation'?",
     ),
-    ({"type": None}, "degradation.type: unknown name None, expected one of ClassicalDegradation"),
+    (
+        {"type": None},
+        "degradation.type: unknown name None, expected one of ClassicalDegradation, SecondOrderDegradation",
+    ),
     ({"scale": AWAY}, "degradation.scale: the key is missing"),
     ({"scale": 0}, "degradation.scale: 0, expected a whole number at least 1"),
     ({"scale": 2.0}, "degradation.scale: 2.0, expected a whole number at least 1"),
