@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
 
+from bsr_plugins.degradations.align8 import Align8Degradation
 from bsr_plugins.degradations.base import Params
 from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
 from bsr_plugins.errors import OptionError, unknown_name
@@ -33,6 +35,7 @@ _SIX_ISO_SIGMA = 2.0
 _SIX_ANISO = (3.5, 2.0, 45)
 _SIX_NOISE = 10
 _SIX_QUALITY = 50
+_ALIGN8_STAGES = {"blur": 2.0, "noise": 20.0, "jpeg": 50.0}  # σ, level, quality
 
 
 class Setting(NamedTuple):
@@ -88,6 +91,16 @@ def _six(_scale: int) -> list[Setting]:
     ]
 
 
+def _align8(_scale: int) -> list[Setting]:
+    settings = [Setting("clean", classical_params())]
+    for count in range(1, len(_ALIGN8_STAGES) + 1):
+        for stages in combinations(_ALIGN8_STAGES, count):
+            sigma, noise, quality = (_ALIGN8_STAGES[name] if name in stages else 0 for name in _ALIGN8_STAGES)
+            params = classical_params(sigma, noise_level=noise, jpeg_quality=quality)
+            settings.append(Setting("_".join(stages), params))
+    return settings
+
+
 PROTOCOLS: dict[str, Callable[[int], list[Setting]]] = {
     "bicubic": _bicubic,
     "gaussian8": _gaussian8,
@@ -95,6 +108,7 @@ PROTOCOLS: dict[str, Callable[[int], list[Setting]]] = {
     "aniso9": _aniso9,
     "aniso_unseen": _aniso_unseen,
     "six": _six,
+    "align8": _align8,
 }
 
 
@@ -110,6 +124,7 @@ def protocol_settings(protocol: str, scale: int) -> list[Setting]:
     * `aniso_unseen`: six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open.
     * `six`: the six kinds of degradation that AACL's abstract counts without naming; both the kinds and their strengths
       are our choice.
+    * `align8`: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three (Simple-Align's test sets).
 
     Raises:
         OptionError: The protocol is unknown, or not defined for the scale.
@@ -119,13 +134,15 @@ def protocol_settings(protocol: str, scale: int) -> list[Setting]:
 
 
 def protocol_degradation(protocol: str, scale: int) -> ClassicalDegradation:
-    """Return what applies the settings of a protocol: 21×21 kernels, clamped bicubic, 8 bits.
+    """Return what applies the settings of a protocol: 21×21 kernels, 8 bits, and a bicubic.
+
+    It is MATLAB's with a clamped border, for `align8` Pillow's on 8-bit images.
 
     Raises:
         OptionError: The protocol is unknown.
     """
     _check_known(protocol)
-    return ClassicalDegradation(scale)
+    return Align8Degradation(scale) if protocol == "align8" else ClassicalDegradation(scale)
 
 
 def _check_known(protocol: object) -> None:

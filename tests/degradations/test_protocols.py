@@ -38,7 +38,7 @@ def sigmas(settings: list[Setting]) -> list[float]:
 
 
 def test_these_are_the_protocols() -> None:
-    assert set(PROTOCOLS) == {"bicubic", "gaussian8", "widths", "aniso9", "aniso_unseen", "six"}
+    assert set(PROTOCOLS) == {"bicubic", "gaussian8", "widths", "aniso9", "aniso_unseen", "six", "align8"}
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -109,6 +109,23 @@ def test_six_kinds() -> None:
     ]
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_align8(scale: int) -> None:
+    expected = {
+        "clean": classical_params(),
+        "blur": classical_params(2.0),
+        "noise": classical_params(noise_level=20),
+        "jpeg": classical_params(jpeg_quality=50),
+        "blur_noise": classical_params(2.0, noise_level=20),
+        "blur_jpeg": classical_params(2.0, jpeg_quality=50),
+        "noise_jpeg": classical_params(noise_level=20, jpeg_quality=50),
+        "blur_noise_jpeg": classical_params(2.0, noise_level=20, jpeg_quality=50),
+    }
+    settings = {setting.name: values(setting.params) for setting in protocol_settings("align8", scale)}
+    assert settings == {name: values(params) for name, params in expected.items()}
+    assert list(settings) == list(expected)
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
 def test_settings_have_names_for_files_and_can_be_applied(protocol: str, scale: int) -> None:
@@ -141,7 +158,9 @@ def test_a_noise_seed_is_given_to_a_copy() -> None:
 def test_an_unknown_protocol_is_an_error_that_offers_the_nearest(function: type) -> None:
     with pytest.raises(OptionError, match=r"^protocol: unknown name 'gausian8', .*; did you mean 'gaussian8'\?$"):
         function("gausian8", 4)
-    with pytest.raises(OptionError, match=r"^protocol: unknown name \['six'\], expected one of aniso9, .*widths"):
+    with pytest.raises(
+        OptionError, match=r"^protocol: unknown name \['six'\], expected one of align8, aniso9, .*widths"
+    ):
         function(["six"], 4)
 
 

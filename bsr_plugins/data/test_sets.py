@@ -1,0 +1,340 @@
+"""Write a protocol's LR images to folders, with the HR images and a manifest: test sets for any tool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import bsr_plugins
+from bsr_plugins.data.dataset_options import WholeImageOptions
+from bsr_plugins.data.decode import Pixels
+from bsr_plugins.data.demo import DEMO
+from bsr_plugins.data.image_files import distinct_names
+from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.whole_images import WholeImages
+from bsr_plugins.degradations import Setting, protocol_settings
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options import integer
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+"""What the manifest is called until every image is written."""
+
+_FORMAT = 1
+_LEVELS = 255
+_PART_ENDING = ".part"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_FRAME = 12  # bytes of a chunk besides its data: length, type, checksum
+_NAME = "test set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRequest:
+    """What test set is wanted.
+
+    Attributes:
+        roots: Folders of HR images, searched with their sub-folders, or `demo`.
+        out: Folder to write: a new or empty one, or one that the same request has begun.
+        protocol: A protocol's name.
+        scale: Downsampling factor.
+        settings: Names of those settings that are wanted; None for all.
+        seed: Of the noise, at least 0.
+    """
+
+    roots: tuple[str, ...]
+    out: Path
+    protocol: str
+    scale: int
+    settings: tuple[str, ...] | None = None
+    seed: int = 0
+
+
+class Count(NamedTuple):
+    """How many images were there whole, and how many were written."""
+
+    kept: int
+    written: int
+
+
+def make_test_set(request: SetRequest, processes: int = 1, progress: bool = False) -> Count:
+    """Write a test set, or what is missing of one.
+
+    It has `HR/NAME.png`, the HR images cropped to multiples of the scale with their pixels as they were (of 8 or 16
+    bits), and `LR_SETTING/X4/NAME.png` (X and the scale) for each setting: the pixels that a
+    `PairedDegradationDataset` of this protocol and seed gives for the same folder, whatever the number of processes.
+    Names are those of the sources, with `_` between folders.
+
+    `manifest.json` says what is in it: version, protocol, scale, seed, the parameters of every setting, and of every
+    image its name, source, SHA-256 of the source, and sizes. It gets this name when the set is complete. What was begun
+    by the same request is taken up: every PNG that is whole (sizes and checksums) stays. Files are renamed to their
+    names when they are written to the end, and all sources are read before the first is.
+
+    Args:
+        request: What is wanted.
+        processes: Processes to work in; 1 for this one.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        OptionError: The request cannot be carried out, or the folder holds something else.
+        BadImageError: A source cannot be read or is too small.
+        BSRError: A process died.
+        OSError: The folder cannot be written.
+    """
+    integer(processes, "processes", 1)
+    maker = _Maker(request)
+    _check_out(request)
+    with _workers(maker, min(processes, len(maker.images))) as run:
+        sources = run(_Maker.inspect, "reading", progress)
+        manifest = maker.manifest(sources)
+        _begin(request.out, manifest)
+        counts = run(_Maker.make, "degrading", progress)
+    (request.out / UNFINISHED).replace(request.out / MANIFEST)
+    return Count(sum(count.kept for count in counts), sum(count.written for count in counts))
+
+
+class _Source(NamedTuple):
+    """What is known of a source once it was read."""
+
+    sha256: str
+    height: int
+    width: int
+
+
+class _Maker:
+    """Makes the files of one image after the other; sent to every process."""
+
+    def __init__(self, request: SetRequest) -> None:
+        for root in request.roots:
+            if Path(root).suffix == ".lmdb":
+                raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
+        options = WholeImageOptions(
+            name=_NAME,
+            phase="test",
+            scale=request.scale,
+            dataroot_gt=list(request.roots),
+            seed=request.seed,
+            protocol=request.protocol,
+            settings=None if request.settings is None else list(request.settings),
+        )
+        self.request = request
+        self.items = WholeImages(options)
+        self.images = options.find_images()
+        self.names = distinct_names(self.images)
+        wanted = request.settings
+        self.settings: list[Setting] = [
+            setting
+            for setting in protocol_settings(request.protocol, request.scale)
+            if wanted is None or setting.name in wanted
+        ]
+
+    def inspect(self, number: int) -> _Source:
+        """Read a source to its end."""
+        image = self.images[number]
+        height, width, _ = read_image(image).shape
+        return _Source(hashlib.sha256(Path(image.path).read_bytes()).hexdigest(), height, width)
+
+    def manifest(self, sources: Sequence[_Source]) -> dict[str, Any]:
+        """Describe the set."""
+        scale = self.request.scale
+        images = []
+        for image, name, source in zip(self.images, self.names, sources, strict=True):
+            height, width = source.height // scale, source.width // scale
+            images.append(
+                {
+                    "name": f"{name}.png",
+                    "source": image.name + Path(image.path).suffix,
+                    "sha256": source.sha256,
+                    "hr": [height * scale, width * scale],
+                    "lr": [height, width],
+                }
+            )
+        return {
+            "format": _FORMAT,
+            "version": bsr_plugins.__version__,
+            "protocol": self.request.protocol,
+            "scale": scale,
+            "seed": self.request.seed,
+            "settings": {setting.name: _described(setting) for setting in self.settings},
+            "images": images,
+        }
+
+    def make(self, number: int) -> Count:
+        """Write the files of an image that are missing or not whole."""
+        out, scale, file = self.request.out, self.request.scale, f"{self.names[number]}.png"
+        pixels = read_image(self.images[number])
+        height, width = (side - side % scale for side in pixels.shape[:2])
+        written = 0
+        if not _is_whole(out / "HR" / file, height, width):
+            _write_png(out / "HR" / file, pixels[:height, :width])
+            written += 1
+        for place, setting in enumerate(self.settings):
+            target = out / f"LR_{setting.name}" / f"X{scale}" / file
+            if not _is_whole(target, height // scale, width // scale):
+                lq = self.items.item(number * len(self.settings) + place)["lq"]
+                assert isinstance(lq, torch.Tensor)
+                _write_png(target, (lq * _LEVELS).round().to(torch.uint8).permute(1, 2, 0).numpy())
+                written += 1
+        return Count(1 + len(self.settings) - written, written)
+
+
+def _described(setting: Setting) -> dict[str, float]:
+    """Return a setting's parameters but the seed of its noise, which differs between images."""
+    return {key: float(value[0]) for key, value in setting.params.items() if key != "noise_seed"}
+
+
+Run = Callable[[Callable[[_Maker, int], Any], str, bool], list[Any]]
+_maker_here: list[_Maker] = []
+
+
+@contextmanager
+def _workers(maker: _Maker, processes: int) -> Iterator[Run]:
+    """Give what calls a method of the maker for all images, each process with one thread.
+
+    Sums depend on the number of threads in the last digits, and so might a pixel.
+    """
+    numbers = range(len(maker.images))
+
+    def with_bar(results: Iterator[T], title: str, progress: bool) -> list[T]:
+        return list(tqdm(results, title, total=len(numbers), unit="image", disable=not progress))
+
+    if processes == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield lambda method, title, progress: with_bar((method(maker, n) for n in numbers), title, progress)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    with ProcessPoolExecutor(processes, _context(), _start, (maker,)) as pool:
+
+        def run(method: Callable[[_Maker, int], T], title: str, progress: bool) -> list[T]:
+            return with_bar(pool.map(_call, [method] * len(numbers), numbers), title, progress)
+
+        try:
+            yield run
+        except BrokenProcessPool as error:
+            raise BSRError(
+                f"processes: one of {processes} ended abruptly, expected enough memory for all (or ask for fewer)"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _context() -> BaseContext:
+    """Choose how processes begin: not as forks of this one, whose torch may have threads, which forks lack."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for all
+    return context
+
+
+def _start(maker: _Maker) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process above is interrupted too, and ends these
+    torch.set_num_threads(1)
+    _maker_here[:] = [maker]
+
+
+def _call(method: Callable[[_Maker, int], T], number: int) -> T:
+    return method(_maker_here[0], number)
+
+
+def _check_out(request: SetRequest) -> None:
+    """Raise an OptionError for a folder among the HR images, one with other things in it, or what is no folder."""
+    out = request.out
+    for root in request.roots:
+        if root != DEMO and out.resolve().is_relative_to(Path(root).expanduser().resolve()):
+            raise OptionError(f"out: '{out}' lies in '{root}', expected a folder outside the HR images")
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"out: '{out}' is no folder, expected a folder or a new name")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (MANIFEST, UNFINISHED)):
+        raise OptionError(f"out: '{out}' is not empty and has no {MANIFEST}, expected a new folder or one begun here")
+
+
+def _begin(out: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest under the name of an unfinished one, or find that the one there is the same."""
+    for name in (MANIFEST, UNFINISHED):
+        if (out / name).exists():
+            _compare(out / name, manifest)
+    (out / "HR").mkdir(parents=True, exist_ok=True)
+    for setting in manifest["settings"]:
+        (out / f"LR_{setting}" / f"X{manifest['scale']}").mkdir(parents=True, exist_ok=True)
+    for part in out.rglob(f".*{_PART_ENDING}"):
+        part.unlink()
+    _write(out / UNFINISHED, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    (out / MANIFEST).unlink(missing_ok=True)
+
+
+def _compare(file: Path, manifest: dict[str, Any]) -> None:
+    """Raise an OptionError that names the first difference between a manifest and the file of another."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{file}: cannot be read, expected the manifest of a test set") from error
+    for key, value in manifest.items():
+        there = found.get(key) if isinstance(found, dict) else None
+        if there != value:
+            brief = isinstance(value, int | str) and isinstance(there, int | str)
+            difference = f"{key} {there!r}, expected {value!r}" if brief else f"other {key}, expected the same"
+            raise OptionError(f"{file}: is of a test set with {difference} (or another folder)")
+
+
+def _is_whole(file: Path, height: int, width: int) -> bool:
+    """Tell whether a file is a PNG of a size from its first byte to its last, by its chunks' checksums."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return False
+    position, kind = len(_PNG_SIGNATURE), b""
+    if not data.startswith(_PNG_SIGNATURE + (13).to_bytes(4, "big") + b"IHDR" + _png_size(height, width)):
+        return False
+    while position < len(data):
+        end = position + int.from_bytes(data[position : position + 4], "big") + _PNG_FRAME
+        kind = data[position + 4 : position + 8]
+        checksum = data[end - 4 : end]
+        if zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big") != checksum:
+            return False
+        position = end
+    return kind == b"IEND"
+
+
+def _png_size(height: int, width: int) -> bytes:
+    return width.to_bytes(4, "big") + height.to_bytes(4, "big")
+
+
+def _write_png(file: Path, pixels: Pixels) -> None:
+    """Write (H, W, 3) RGB pixels of 8 or 16 bits."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
+    if not done:
+        raise BSRError(f"{file}: OpenCV cannot encode pixels of shape {pixels.shape}")
+    _write(file, data.tobytes())
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    part = file.with_name(f".{file.name}.{os.getpid()}{_PART_ENDING}")
+    try:
+        part.write_bytes(data)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
