@@ -1,0 +1,122 @@
+"""The network of MSRN, a baseline of Simple-Align."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from basicsr.archs.arch_util import Upsample
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bsr_plugins.archs.degradation_aware_net import check_upscale
+from bsr_plugins.errors import OptionError
+from bsr_plugins.options import integer, number
+from bsr_plugins.registration import register
+
+_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+_LOWEST_IMG_RANGE = 1e-3
+
+
+class MultiScaleBlock(nn.Module):
+    """Two branches, 3×3 and 5×5, that see each other's features after the first of two convolutions; a residual.
+
+    Args:
+        num_feat: Channels that come in and go out; inside there are up to 4 times as many.
+    """
+
+    def __init__(self, num_feat: int) -> None:
+        super().__init__()
+        self.conv3_1 = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.conv5_1 = nn.Conv2d(num_feat, num_feat, 5, padding=2)
+        self.conv3_2 = nn.Conv2d(2 * num_feat, 2 * num_feat, 3, padding=1)
+        self.conv5_2 = nn.Conv2d(2 * num_feat, 2 * num_feat, 5, padding=2)
+        self.fusion = nn.Conv2d(4 * num_feat, num_feat, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features (B, num_feat, h, w) to such features."""
+        both = F.relu(torch.cat([self.conv3_1(x), self.conv5_1(x)], 1))
+        both = F.relu(torch.cat([self.conv3_2(both), self.conv5_2(both)], 1))
+        fused: Tensor = self.fusion(both)
+        return x + fused
+
+
+@register(ARCH_REGISTRY)
+class MSRN(nn.Module):
+    """Super-resolution with multi-scale residual blocks whose outputs are all fused at the end.
+
+    MSRN (Li et al., ECCV 2018), as its released network is: a 3×3 head; blocks (`MultiScaleBlock`); the outputs of all
+    blocks and of the head, concatenated in this order, through a 1×1 bottleneck and a 3×3; sub-pixel upsampling, ×4 as
+    ×2 twice; a 3×3 tail. All convolutions have a bias, and there is no global residual. (An older network of the same
+    release has no 3×3 after the bottleneck and upsamples in one step.) The released network sees images in [0, 255]
+    less DIV2K's mean; images are in [0, 1] here, and shifted and multiplied inside.
+
+    Shape: images (B, num_in_ch, h, w) of any size to (B, num_out_ch, s·h, s·w). Parameters with the defaults and three
+    channels: 5,930,307 for ×2, 6,114,947 for ×3, 6,078,019 for ×4. The released network has 24 more: its fixed shifts
+    by the mean are convolutions. Here they are none, so that the tail is the last convolution that runs.
+
+    Args:
+        num_in_ch: Channels of LR images.
+        num_out_ch: Channels of SR images.
+        num_feat: Channels of the features.
+        num_block: Blocks.
+        upscale: 2, 3 or 4.
+        img_range: Factor on the image.
+        rgb_mean: Mean of the images in [0, 1], taken out first and added at last: a number for each of `num_in_ch`
+            channels, of which `num_out_ch` must then be as many; None for no shift. Default: DIV2K's.
+
+    Raises:
+        OptionError: An argument is out of its range, or the numbers of channels and means do not fit.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self,
+        num_in_ch: int,
+        num_out_ch: int,
+        num_feat: int = 64,
+        num_block: int = 8,
+        upscale: int = 4,
+        img_range: float = 255.0,
+        rgb_mean: Sequence[float] | None = _DIV2K_MEAN,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_in_ch": num_in_ch, "num_out_ch": num_out_ch, "num_feat": num_feat, "num_block": num_block}
+        for key, size in sizes.items():
+            integer(size, f"network_g.{key}", 1)
+        check_upscale(upscale, "network_g.upscale")
+        self.img_range = number(img_range, "network_g.img_range", _LOWEST_IMG_RANGE)
+        # Not in the state dict: it comes from the options, as the factor does.
+        self.register_buffer("mean", _checked_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        self.body = nn.ModuleList(MultiScaleBlock(num_feat) for _ in range(num_block))
+        self.bottleneck = nn.Conv2d((num_block + 1) * num_feat, num_feat, 1)
+        self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, padding=1)
+        self.upsample = Upsample(upscale, num_feat)
+        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Super-resolve images (B, num_in_ch, h, w) in [0, 1]."""
+        mean = self.mean.to(lq)
+        shallow = self.conv_first((lq - mean) * self.img_range)
+        outputs = [shallow]
+        for block in self.body:
+            outputs.append(block(outputs[-1]))
+        fused = self.conv_after_body(self.bottleneck(torch.cat([*outputs[1:], shallow], 1)))
+        sr: Tensor = self.conv_last(self.upsample(fused))
+        return sr / self.img_range + mean
+
+
+def _checked_mean(rgb_mean: object, num_in_ch: int, num_out_ch: int) -> Tensor:
+    """Return the mean of each channel, shape (1, channels, 1, 1), one zero for all where there is no shift."""
+    if rgb_mean is None:
+        return torch.zeros(1, 1, 1, 1)
+    if not isinstance(rgb_mean, list | tuple) or not len(rgb_mean) == num_in_ch == num_out_ch:
+        raise OptionError(
+            f"network_g.rgb_mean: {rgb_mean!r}, expected a number for each of {num_in_ch} channels in and "
+            f"{num_out_ch} out, or null"
+        )
+    means = [number(value, "network_g.rgb_mean", 0, 1) for value in rgb_mean]
+    return torch.tensor(means).view(1, -1, 1, 1)
