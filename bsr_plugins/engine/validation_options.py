@@ -9,6 +9,7 @@ from typing import Any
 from basicsr.utils.registry import METRIC_REGISTRY
 
 from bsr_plugins.errors import unknown_name
+from bsr_plugins.metrics import METRIC_CHECKS
 from bsr_plugins.options import check_arguments, number
 
 _BETTER = ("higher", "lower")
@@ -43,6 +44,8 @@ def check_validation(opt: Mapping[str, Any]) -> None:
             raise unknown_name(f"{place}.better", block["better"], _BETTER)
         arguments = {key: value for key, value in block.items() if key not in ("type", "better")}
         check_arguments(partial(metric, **_images_of(metric)), arguments, place)
+        if block["type"] in METRIC_CHECKS:
+            METRIC_CHECKS[block["type"]](block, place)
 
 
 def _images_of(metric: Any) -> dict[str, None]:

@@ -1,0 +1,218 @@
+"""LPIPS, a perceptual distance, as a metric of BasicSR's."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from basicsr.metrics.metric_util import reorder_image
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch import Tensor, nn
+
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.options import check_arguments, integer
+from bsr_plugins.registration import register
+from bsr_plugins.safe_loading import load_safely
+
+_WHERE = "calculate_lpips"
+_GREY_LEVELS = 255.0
+_INPUT_ORDERS = ("HWC", "CHW")
+_BETTER = "lower"
+_AUTO = "auto"
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_HASH_DIGITS = 8  # of a weight file's SHA-256, before the ending of its name
+
+
+class _Net(NamedTuple):
+    """A backbone: torchvision's file with its weights, and the least side of images that it gives features of."""
+
+    file: str
+    smallest_side: int
+
+
+_DOWNLOADS = "https://download.pytorch.org/models/"
+NETS = {
+    "alex": _Net("alexnet-owt-7be5be79.pth", 31),
+    "vgg": _Net("vgg16-397923af.pth", 16),
+    "squeeze": _Net("squeezenet1_1-b8a52dc0.pth", 17),
+}
+
+
+@register(METRIC_REGISTRY)
+def calculate_lpips(
+    img: npt.NDArray[Any],
+    img2: npt.NDArray[Any],
+    crop_border: int,
+    input_order: str = "HWC",
+    net: str = "alex",
+    backbone_weights: str | None = None,
+    device: str = _AUTO,
+    better: str = _BETTER,
+) -> float:
+    """Calculate LPIPS (Zhang et al., CVPR 2018), version 0.1 of the `lpips` package; 0 for equal images.
+
+    The borders are cut off, then BGR levels in [0, 255] become RGB in [-1, 1], which is what the package takes. It
+    knows no luminance: there is no `test_y_channel`.
+
+    The package brings its own linear layers, but the backbone's weights are torchvision's (ImageNet). They are read
+    from `backbone_weights`, or from torch's usual cache (`checkpoints/` in `torch.hub.get_dir()`, which TORCH_HOME
+    moves), into which they are downloaded where they are missing. Without them there is an error, never a network with
+    random weights. The network is built once for each `net`, file and device, and kept.
+
+    Args:
+        img: Image in [0, 255], any number type, shape (H, W, 3) or (3, H, W), BGR as BasicSR has it.
+        img2: The other image, of the same shape. The distance is symmetric.
+        crop_border: Pixels to leave out at each border. What is left must be at least 31 pixels a side for `alex`, 17
+            for `squeeze`, 16 for `vgg`.
+        input_order: `HWC` or `CHW`.
+        net: Backbone: `alex`, which the authors recommend for comparing images, `vgg` (VGG-16) or `squeeze`
+            (SqueezeNet 1.1).
+        backbone_weights: File with a state dict of torchvision's `alexnet`, `vgg16` or `squeezenet1_1`; the keys
+            `features.*` are needed, others left unread.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. BasicSR tells a metric nothing of the run's device, but a
+            run on a GPU has initialised CUDA long before, and one with `num_gpu: 0` does not: `auto` is the current
+            CUDA device if this process has initialised CUDA, else the CPU.
+        better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise; it
+            hands the key on to the metric.
+
+    Returns:
+        float: The distance, ≥ 0.
+
+    Raises:
+        OptionError: An option cannot be used.
+        BSRError: The images do not fit, or the backbone's weights are missing or others than they should be.
+    """
+    options = {"crop_border": crop_border, "input_order": input_order, "net": net, "device": device, "better": better}
+    _check(options, _WHERE)
+    if img.shape != img2.shape:
+        raise BSRError(f"{_WHERE}: images of shapes {img.shape} and {img2.shape}, expected equal ones")
+    place = _device(device, _WHERE)
+    pair = [_prepared(image, crop_border, input_order, net).to(place) for image in (img, img2)]
+    network = _network(net, _weights_file(net, backbone_weights), place)
+    with torch.inference_mode(), torch.autocast(place.type, enabled=False):
+        return float(network(*pair))
+
+
+def check_lpips(options: Mapping[str, Any], where: str) -> None:
+    """Check a block of `val.metrics` before a run, so that it does not end at its first validation.
+
+    The network is built on the CPU, so a missing or unfit weight file shows as well.
+
+    Args:
+        options: The block, `type` included.
+        where: Its place in the option file, for messages.
+
+    Raises:
+        OptionError: A key is unknown or missing, or a value cannot be used.
+        BSRError: The backbone's weights are missing or others than they should be.
+    """
+    given = {key: value for key, value in options.items() if key != "type"}
+    check_arguments(calculate_lpips, {"img": None, "img2": None, **given}, where)
+    if "better" not in given:
+        raise OptionError(f"{where}.better: the key is missing, expected 'lower', as BasicSR assumes 'higher'")
+    _check(given, where)
+    net, weights = given.get("net", "alex"), given.get("backbone_weights")
+    _network(net, _weights_file(net, weights), torch.device("cpu"))
+
+
+def _check(options: Mapping[str, Any], where: str) -> None:
+    integer(options["crop_border"], f"{where}.crop_border", 0)
+    for key, known in (("input_order", _INPUT_ORDERS), ("net", NETS), ("better", (_BETTER,))):
+        if key in options and (not isinstance(options[key], str) or options[key] not in known):
+            raise unknown_name(f"{where}.{key}", options[key], known)
+    if "device" in options:
+        _device(options["device"], where)
+
+
+def _device(name: object, where: str) -> torch.device:
+    if name == _AUTO:
+        if torch.cuda.is_initialized():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
+        raise OptionError(f"{where}.device: {name!r}, expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise OptionError(f"{where}.device: {name!r}, expected a device that is there ({count} of CUDA), or auto")
+    return device
+
+
+def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: str) -> Tensor:
+    """Make the network's input, shape (1, 3, H, W), of an image."""
+    pixels = reorder_image(image, input_order=input_order)
+    height, width = (side - 2 * crop_border for side in pixels.shape[:2])
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise BSRError(f"{_WHERE}: an image of shape {image.shape}, expected three channels in the order {input_order}")
+    smallest = NETS[net].smallest_side
+    if min(height, width) < smallest:
+        raise BSRError(f"{_WHERE}: {width}x{height} pixels inside crop_border, expected at least {smallest} for {net}")
+    inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
+    rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
+    return rgb[None] / (_GREY_LEVELS / 2) - 1
+
+
+def _weights_file(net: str, backbone_weights: object) -> Path:
+    if backbone_weights is not None:
+        return Path(str(backbone_weights)).expanduser()
+    return Path(torch.hub.get_dir()) / "checkpoints" / NETS[net].file
+
+
+@cache
+def _network(net: str, weights: Path, device: torch.device) -> nn.Module:
+    """Build the metric's network, its backbone with the weights of a file."""
+    try:
+        import lpips  # not before: whoever copied this folder into a project may do without it
+    except ModuleNotFoundError as error:
+        raise BSRError(f"{_WHERE}: {error}, expected the package lpips (pip install lpips)") from error
+    if weights == _weights_file(net, None) and not weights.is_file():
+        _download(net, weights)
+    state = load_safely(weights, f"{weights} (LPIPS backbone {net})")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the old way in which the package asks torchvision for a backbone
+        network: nn.Module = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
+    backbone = network.get_submodule("net")
+    _fill(backbone, state, f"{weights}: is no state dict of LPIPS's backbone {net}")
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _fill(backbone: nn.Module, state: object, complaint: str) -> None:
+    """Put torchvision's weights into the package's backbone, whose keys are `sliceK.` in place of `features.`."""
+    if not isinstance(state, Mapping):
+        raise BSRError(f"{complaint}, expected a state dict of torchvision's")
+    chosen: dict[str, Tensor] = {}
+    wrong = []
+    for name, parameter in backbone.state_dict().items():
+        key = f"features.{name.partition('.')[2]}"
+        value = state.get(key)
+        if not isinstance(value, Tensor):
+            wrong.append(f"{key} is missing")
+        elif value.shape != parameter.shape:
+            wrong.append(f"{key} has the shape {tuple(value.shape)} and not {tuple(parameter.shape)}")
+        else:
+            chosen[name] = value
+    if wrong:
+        raise BSRError(f"{complaint}: {'; '.join(wrong)}")
+    backbone.load_state_dict(chosen, strict=True)
+
+
+def _download(net: str, file: Path) -> None:
+    """Fetch a backbone's weights into torch's cache, checked by the hash in their name."""
+    url = _DOWNLOADS + NETS[net].file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem[-_HASH_DIGITS:])
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BSRError(
+            f"{file}: is missing, and {url} cannot be downloaded ({reason}), expected the weights of LPIPS's backbone "
+            f"{net}: put that file there, or name a copy with backbone_weights"
+        ) from error
