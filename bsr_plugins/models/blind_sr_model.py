@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from basicsr.models.sr_model import SRModel
@@ -18,8 +18,10 @@ from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.losses import RepresentationLoss
+from bsr_plugins.losses import AlignmentLoss, RepresentationLoss
+from bsr_plugins.models.alignment import check_alignment, first_half, join, tapped_generator
 from bsr_plugins.models.loss_kinds import check_batch, check_image_loss, check_loss_kind
+from bsr_plugins.models.window_padding import super_resolve
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
@@ -40,6 +42,13 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
       as `degradation_calibration.json`, and read back when the run resumes.
     * `train.representation_opt`: a loss on the representations that `network_g` gives besides its images, e.g.
       `EnergyDistanceLoss`; for any `RepresentationNet`. Mean and spread of the representations are logged with it.
+    * `train.align_opt: {type: AlignmentLoss}`: every image is degraded a second time, `network_g` runs on both in one
+      pass, and features of equal mean and covariance are asked for (Simple-Align). The other losses see the first
+      degradation alone, though batch normalisation sees both. The terms are logged by name.
+    * `train.dropout: {p: 0.7}`: channels of these features are dropped at random; see `ChannelDropout`. With
+      `align_opt` too, what is aligned are the features before.
+    * `train.tap_layer: conv_hr`: the layer before which both work, as a module's path in `network_g`; without it, it
+      is the last `Conv2d` that runs. See `find_tap`.
     * `network_NAME` for every name in `training_network_names`: a network that only training needs, saved as
       `net_NAME_*.pth`, resumed, put on the device and wrapped for DDP like `network_g`.
 
@@ -73,6 +82,7 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                 )
             check_loss_kind(opt["train"], "representation_opt", RepresentationLoss)
             check_batch(opt)
+            check_alignment(opt)
             for key in cls.image_losses(opt["train"]):
                 check_image_loss(opt["train"], key)
 
@@ -94,6 +104,13 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                 f"network_g.type: {opt['network_g']['type']!r} gives no representation, expected one that does, for "
                 "train.representation_opt"
             )
+        if opt["is_train"]:
+            tapped_generator(opt, networks["network_g"], cls.trial_condition(networks["network_g"]))
+
+    @classmethod
+    def trial_condition(cls, network: nn.Module) -> dict[str, Tensor]:  # noqa: ARG003  (a method's network may tell)
+        """Return what a bare `network_g` gets besides the `TRIAL_BATCH` images of a trial run; here nothing."""
+        return {}
 
     def init_training_settings(self) -> None:
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
@@ -108,6 +125,10 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         self.cri_representation: nn.Module | None = None
         if self.opt["train"].get("representation_opt") is not None:
             self.cri_representation = self.build_train_loss("representation_opt")
+        self.cri_align: AlignmentLoss | None = None
+        if self.opt["train"].get("align_opt") is not None:
+            self.cri_align = cast(AlignmentLoss, self.build_train_loss("align_opt"))
+        self.tapped = tapped_generator(self.opt, self.net_g, self.trial_condition(self.get_bare_model(self.net_g)))
 
     def build_train_loss(self, key: str) -> nn.Module:
         """Build the loss that the block `train.KEY` describes."""
@@ -172,9 +193,11 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
         self.current_iter = current_iter
         self.figures: dict[str, Tensor] = {}
+        self.alignment_losses: dict[str, Tensor] = {}
         if self.degradation is not None:
             self.prepare_batch(*self.degrade(self.gt_views))
         losses = self.compute_losses()
+        losses |= self.alignment_losses
         self.take_step(losses)
         self.after_step()
         self.log_dict = self.reduce_loss_dict({name: value.detach() for name, value in (losses | self.figures).items()})
@@ -188,11 +211,24 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         """Draw one degradation per sample and apply it to all of the sample's views.
 
         Returns:
-            `gt` (B, V, 3, H, W), its LR views (B, V, 3, h, w) and the drawn parameters.
+            The views to be reproduced (B, V, 3, H, W), which are `gt` or made from it (`Degradation.target`), their LR
+            views (B, V, 3, h, w) and the drawn parameters.
         """
         assert self.degradation is not None
+        gt = self.degradation.target(gt)
         params = self.degradation.sample(gt.shape[0], self.generator("degradation"))
         return gt, self.degradation(gt, params), params
+
+    @torch.no_grad()
+    def degrade_again(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw a second degradation for every sample of the batch.
+
+        Returns:
+            The LR images of `self.gt` under it, (N, 3, h, w), and the `condition` that goes with them.
+        """
+        assert self.degradation is not None
+        params = self.degradation.sample(len(self.gt), self.generator("degradation pair"))
+        return self.degradation(self.gt, params), self.condition_of(params)
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
         """Set `self.lq` and `self.gt` from degraded views; here every view is a sample of its own."""
@@ -201,10 +237,42 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
     def compute_losses(self) -> dict[str, Tensor]:
         """Run the networks on the batch and return every weighted loss by name; their sum is minimised."""
         if self.cri_representation is None:
-            self.output = self.net_g(self.lq)
+            self.output = self.run_generator()
             return self.restoration_losses(self.output, self.gt)
-        self.output, representation = self.net_g(self.lq, return_representation=True)
+        self.output, representation = self.run_generator(return_representation=True)
         return self.restoration_losses(self.output, self.gt) | self.representation_losses(representation)
+
+    def run_generator(self, **arguments: Any) -> Any:
+        """Run `network_g` on `lq` in training, as `train.align_opt` and `train.dropout` want it.
+
+        Every pass of a step whose output is trained on goes through here. With `train.align_opt` it is one on `lq` and
+        on the same images under a second degradation; the loss of its features is kept for the step.
+
+        Args:
+            arguments: What `network_g` is asked besides, e.g. `return_representation`.
+
+        Returns:
+            What `network_g` gives for `lq`; see `method_part`.
+        """
+        if self.tapped is None:
+            return self.net_g(self.lq, **self.condition, **arguments)
+        lq, condition = self.lq, self.condition
+        if self.cri_align is not None:
+            pair_lq, pair_condition = self.degrade_again()
+            lq, condition = torch.cat([lq, pair_lq]), join(condition, pair_condition)
+        result, features = self.tapped.run(self.net_g, lq, condition | arguments, self.generator("dropout"))
+        if self.cri_align is None:
+            return result
+        # As with representations, the draws are those of all ranks, so that these add up to one process's.
+        generator = generator_at(self.opt["manual_seed"], "align_opt", self.current_iter)
+        total, terms = self.cri_align.measure(features, generator)
+        self.alignment_losses = {"l_align": total}
+        self.figures |= {f"align_{name}": term for name, term in terms.items()}
+        return self.method_part(result)
+
+    def method_part(self, result: Any) -> Any:
+        """Return the part of what `network_g` gave for `lq` and its pair that the other losses see: that for `lq`."""
+        return first_half(result)
 
     def representation_losses(self, representation: Tensor) -> dict[str, Tensor]:
         """Return the loss of `train.representation_opt`, and log mean and spread of the representations."""
@@ -254,8 +322,12 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         """What `network_g` gets besides the LR images, by the names of its arguments; here nothing."""
         return {}
 
+    def condition_of(self, params: Params) -> dict[str, Tensor]:  # noqa: ARG002  (a method's network may want them)
+        """What `condition` is for images that were degraded with certain parameters; here nothing."""
+        return {}
+
     def test(self) -> None:
-        """Super-resolve `lq` to `output`, with the EMA copy of the network if there is one.
+        """Super-resolve `lq` of any size to `output`, with the EMA copy of the network if there is one.
 
         Only rank 0 validates, so the network runs without DDP's wrapper: that would wait for the other ranks wherever
         there are buffers, such as batch normalisation's.
@@ -264,7 +336,7 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         training = net.training
         net.eval()
         with torch.no_grad():
-            self.output = net(self.lq, **self.condition)
+            self.output = super_resolve(net, self.lq, **self.condition)
         net.train(training)
 
     def model_ema(self, decay: float = 0.999) -> None:

@@ -142,7 +142,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         if self.in_encoder_phase:
             representation = self.bare_net_g.encode(self.lq)
         else:
-            self.output, representation = self.net_g(self.lq, return_representation=True)
+            self.output, representation = self.run_generator(return_representation=True)
             restoration = self.restoration_losses(self.output, self.gt)
         return restoration | self.contrastive_losses(representation) | self.representation_losses(representation)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from basicsr.utils.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from bsr_plugins.archs import ReDSR, ReDSRDegrader, ReDSREncoder, Representation
 from bsr_plugins.degradations import Params, build_degradation, protocol_degradation
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import ModulatedL1Loss, modulation, redegradation_distance
+from bsr_plugins.models.alignment import TRIAL_BATCH
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.registration import register
 
@@ -108,7 +110,7 @@ class ReDSRModel(BlindSRModel):
         if self.training_networks:
             self.other_lq, self.other_gt = lq[:, 1], gt[:, 1]
         if self.needs_kernel:
-            self.kernel = self.degradation.kernels(params).to(self.device)
+            self.kernel = self.condition_of(params)["kernel"]
 
     @property
     def needs_kernel(self) -> bool:
@@ -120,9 +122,22 @@ class ReDSRModel(BlindSRModel):
         """See `BlindSRModel.condition`."""
         return {"kernel": self.kernel} if self.needs_kernel else {}
 
+    def condition_of(self, params: Params) -> dict[str, Tensor]:
+        """See `BlindSRModel.condition_of`."""
+        assert self.degradation is not None
+        return {"kernel": self.degradation.kernels(params).to(self.device)} if self.needs_kernel else {}
+
+    @classmethod
+    def trial_condition(cls, network: nn.Module) -> dict[str, Tensor]:
+        """See `BlindSRModel.trial_condition`."""
+        if not (isinstance(network, ReDSR) and network.needs_kernel):
+            return {}
+        size: Any = network.encoder.kernel_size
+        return {"kernel": torch.full((TRIAL_BATCH, size, size), 1 / size**2)}
+
     def compute_losses(self) -> dict[str, Tensor]:
         """Return the losses of Eq. 9, or those of them that the options ask for."""
-        self.output, representation = self.net_g(self.lq, return_representation=True, **self.condition)
+        self.output, representation = self.run_generator(return_representation=True)
         losses = self.representation_losses(representation)
         if self.training_networks:
             losses |= self.redegradation_losses(representation)

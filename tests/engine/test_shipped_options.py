@@ -11,7 +11,7 @@ import pytest
 import torch
 from basicsr.utils.options import parse_options
 
-from bsr_plugins.engine.inheritance import flatten, resolve
+from bsr_plugins.engine.inheritance import as_yaml, resolve
 from bsr_plugins.engine.option_file import check_option_file
 from bsr_plugins.engine.preflight import check_options
 
@@ -29,7 +29,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], Op
 
     def parse(file: Path) -> Options:
         flat = tmp_path / file.name
-        flat.write_bytes(flatten(file))
+        flat.write_bytes(as_yaml(resolve(file)))
         monkeypatch.setattr(sys, "argv", ["x", "-opt", str(flat)])
         options: Options = parse_options("root", is_train="train" in resolve(file)["datasets"])[0]
         return options

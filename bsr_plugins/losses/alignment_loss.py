@@ -1,0 +1,156 @@
+"""The loss that holds features of one image under two degradations to equal mean and covariance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.losses.alignment_distance import SpatialDistance, Weights, pooled_distance
+from bsr_plugins.options import integer, number
+from bsr_plugins.registration import register
+
+STATISTICS = ("spatial", "pooled")
+TERMS = ("linear_mean", "linear_covariance", "nonlinear_mean", "nonlinear_covariance")
+
+
+@register(LOSS_REGISTRY)
+class AlignmentLoss(nn.Module):
+    """Distance of the statistics of two batches of features (Simple-Align, Wang et al., CVPR 2024, Sec. 4).
+
+    Row i of both batches is one image under two degradations. There are four terms, each with a weight that is the
+    product of `loss_weight` and two others; a term of weight 0 is not computed:
+
+    * `linear_mean` and `linear_covariance`: the distance of the means and of the covariances of the features;
+    * `nonlinear_mean` and `nonlinear_covariance`: the same of random Fourier features `√2 · cos(ωx + φ)`,
+      ω ~ N(0, 1), φ ~ U(0, 2π), drawn anew in each call, the same for both batches.
+
+    With `statistics: spatial`, the paper's text, mean μ and covariance Σ of an image are those of its C-vectors at the
+    H·W positions: `‖μ_a − μ_b‖²` and `‖Σ_a − Σ_b‖²_F`. They do not depend on where in the image a vector is. Every
+    channel has its n functions, with ω and φ of its own, which are those of all images. Ours, where the paper is
+    silent: Σ is divided by H·W, not H·W − 1; the terms are means over the images; the functions are divided by √n,
+    so that the size of the terms does not depend on n.
+
+    With `statistics: pooled`, the released code, features are averaged over the positions to C-vectors u_i and v_i, and
+    the mean over the batch is taken off. The mean term is `mean_c (u_ic − v_ic)²` and the covariance term
+    `mean_cd (u_ic u_id − v_ic v_id)²`, both summed over the images. For the nonlinear terms every image has n values ω,
+    shared by its channels, and n values φ per channel; ωx + φ is shifted and scaled to [0, π/2] over the channels of
+    each vector, and the feature is `√(2/n) · (cos + sin)` of that. The released n is 1.
+
+    Under `torch.distributed` each rank's loss is that of its own part of the batch.
+
+    Args:
+        loss_weight: Factor on all terms, at least 0; the released code's is 1.
+        statistics: `spatial` or `pooled`.
+        linear_weight: Factor on the linear terms, at least 0.
+        nonlinear_weight: Factor on the nonlinear terms, at least 0.
+        mean_weight: Factor on the mean terms, at least 0.
+        covariance_weight: Factor on the covariance terms, at least 0.
+        num_random_features: n, at least 1: random Fourier features per channel. The covariance of the spatial
+            nonlinear term has (n · C)² entries.
+        stride: With s > 1, statistics are of every s-th row and column, from a random one of the first s on: ours,
+            for about 1/s² of the cost. 1 is the paper's.
+
+    Raises:
+        OptionError: An argument is out of its range or unknown, or every term has weight 0.
+    """
+
+    def __init__(
+        self,
+        loss_weight: float = 1.0,
+        statistics: str = "spatial",
+        linear_weight: float = 1.0,
+        nonlinear_weight: float = 1.0,
+        mean_weight: float = 1.0,
+        covariance_weight: float = 1.0,
+        num_random_features: int = 1,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(statistics, str) or statistics not in STATISTICS:
+            raise unknown_name("AlignmentLoss.statistics", statistics, STATISTICS)
+        self.statistics = statistics
+        self.num_random_features = integer(num_random_features, "AlignmentLoss.num_random_features", 1)
+        self.stride = integer(stride, "AlignmentLoss.stride", 1)
+        factors = {
+            "loss": loss_weight,
+            "linear": linear_weight,
+            "nonlinear": nonlinear_weight,
+            "mean": mean_weight,
+            "covariance": covariance_weight,
+        }
+        for name, factor in factors.items():
+            number(factor, f"AlignmentLoss.{name}_weight", 0.0)
+        self.weights = {
+            term: loss_weight * factors[mapped] * factors[moment]
+            for term, (mapped, moment) in {term: term.split("_") for term in TERMS}.items()
+        }
+        if not any(self.weights.values()):
+            raise OptionError(f"AlignmentLoss: {factors} switch every term off, expected one that is on")
+
+    def forward(self, features: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+        """Compute the weighted sum of the terms, 0-dim; see `measure`.
+
+        Args:
+            features: (B, C, H, W).
+            others: (B, C, H, W), of the same images under other degradations.
+            generator: CPU generator of ω and φ.
+        """
+        if features.shape != others.shape:
+            shapes = f"{tuple(features.shape)} and {tuple(others.shape)}"
+            raise BSRError(f"AlignmentLoss: features {shapes}, expected two equal shapes (B, C, H, W)")
+        return self.measure(torch.cat([features, others]), generator)[0]
+
+    def measure(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the weighted terms, in float32 at least, under autocast too.
+
+        Args:
+            features: (2·B, C, H, W): images under one degradation, then the same images under another.
+            generator: CPU generator of ω, φ and of where to begin with a stride.
+
+        Returns:
+            The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient the terms that
+            are switched on, by name, each 0-dim.
+
+        Raises:
+            BSRError: The shape is another, or a batch of one is to be centred.
+        """
+        if features.dim() != 4 or len(features) % 2:
+            raise BSRError(f"AlignmentLoss: features {tuple(features.shape)}, expected (2·B, C, H, W)")
+        batch, channels = len(features) // 2, features.shape[1]
+        if self.statistics == "pooled" and batch < 2:
+            raise BSRError(f"AlignmentLoss: a batch of {batch}, expected at least 2 images with statistics: pooled")
+        with torch.autocast(features.device.type, enabled=False):
+            features = self._thin_out(features, generator)
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
+            linear, nonlinear = self._weights_of("linear"), self._weights_of("nonlinear")
+            if self.statistics == "spatial":
+                mean_of = linear.scaled_by(1 / batch), nonlinear.scaled_by(1 / batch)
+                total, terms = SpatialDistance.apply(features.flatten(2), omega, phi, *mean_of)
+            else:
+                total, terms = pooled_distance(features.mean(dim=(2, 3)), omega, phi, linear, nonlinear)
+        named = zip(self.weights.items(), terms, strict=True)
+        return total, {name: term for (name, weight), term in named if weight > 0}
+
+    def _thin_out(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Take every s-th row and column of (B, C, H, W)."""
+        if self.stride == 1:
+            return features
+        first = [int(torch.randint(min(self.stride, side), (), generator=generator)) for side in features.shape[2:]]
+        return features[:, :, first[0] :: self.stride, first[1] :: self.stride]
+
+    def _draw(self, batch: int, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ω and φ on the CPU, in the shapes that the arithmetic wants."""
+        n = self.num_random_features
+        shapes = [(channels, n, 1)] * 2 if self.statistics == "spatial" else [(batch, 1, n), (batch, channels, n)]
+        if not self._weights_of("nonlinear").any:
+            return torch.zeros(shapes[0]), torch.zeros(shapes[1])
+        omega = torch.randn(shapes[0], generator=generator, dtype=torch.float32)
+        return omega, 2 * math.pi * torch.rand(shapes[1], generator=generator, dtype=torch.float32)
+
+    def _weights_of(self, mapped: str) -> Weights:
+        return Weights(self.weights[f"{mapped}_mean"], self.weights[f"{mapped}_covariance"])
