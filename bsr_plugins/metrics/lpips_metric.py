@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
+from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights, WeightsEnum
 
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.options import check_arguments, integer
@@ -32,17 +33,21 @@ _HASH_DIGITS = 8  # of a weight file's SHA-256, before the ending of its name
 
 
 class _Net(NamedTuple):
-    """A backbone: torchvision's file with its weights, and the least side of images that it gives features of."""
+    """A backbone: torchvision's weights for it, and the least side of images that it gives features of."""
 
-    file: str
+    weights: WeightsEnum
     smallest_side: int
 
+    @property
+    def file(self) -> str:
+        """The name of the weights in torch's cache."""
+        return PurePosixPath(self.weights.url).name
 
-_DOWNLOADS = "https://download.pytorch.org/models/"
+
 NETS = {
-    "alex": _Net("alexnet-owt-7be5be79.pth", 31),
-    "vgg": _Net("vgg16-397923af.pth", 16),
-    "squeeze": _Net("squeezenet1_1-b8a52dc0.pth", 17),
+    "alex": _Net(AlexNet_Weights.IMAGENET1K_V1, 31),
+    "vgg": _Net(VGG16_Weights.IMAGENET1K_V1, 16),
+    "squeeze": _Net(SqueezeNet1_1_Weights.IMAGENET1K_V1, 17),
 }
 
 
@@ -206,7 +211,7 @@ def _fill(backbone: nn.Module, state: object, complaint: str) -> None:
 
 def _download(net: str, file: Path) -> None:
     """Fetch a backbone's weights into torch's cache, checked by the hash in their name."""
-    url = _DOWNLOADS + NETS[net].file
+    url = NETS[net].weights.url
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem[-_HASH_DIGITS:])
