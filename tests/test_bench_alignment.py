@@ -1,0 +1,31 @@
+"""The benchmark of alignment, at a size that takes no time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bsr_plugins.analysis.alignment_study import VARIANTS
+
+if TYPE_CHECKING:
+    from tests.conftest import Project
+
+
+def test_prints_a_row_for_every_regulariser(project: Project) -> None:
+    outcome = project.python(
+        "tools/bench_alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
+    )
+    assert outcome.status == 0, outcome.output
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
+    assert [row[3] for row in rows] == list(reversed(VARIANTS))
+    plain = float(rows[0][4])
+    for row in rows:
+        assert row[2] == "2×128², 8 features, 1 blocks"
+        assert float(row[5]) == pytest.approx(float(row[4]) / plain, rel=0.02)
+
+
+def test_bad_arguments_end_in_one_line(project: Project) -> None:
+    outcome = project.python("tools/bench_alignment.py", "--repeats", "0")
+    assert outcome.status == 2
+    assert outcome.output.splitlines()[-1].endswith("expected whole numbers above 0")
