@@ -21,7 +21,7 @@ def test_prints_a_row_for_every_regulariser(project: Project) -> None:
     assert [row[3] for row in rows] == list(reversed(VARIANTS))
     plain = float(rows[0][4])
     for row in rows:
-        assert row[2] == "2×128², 8 features, 1 blocks"
+        assert row[2] == "2×128², MSRResNet, 8 features, 1 blocks"
         assert float(row[5]) == pytest.approx(float(row[4]) / plain, rel=0.02)
 
 

@@ -1,14 +1,16 @@
 """Time a training step with alignment, and with dropout, against the step without.
 
-`python tools/bench_alignment.py` prints a Markdown table. A step is that of `SimpleAlignModel` with an SRResNet: the
-second-order degradation, the forward pass, the losses, the backward pass and Adam, on the same batch of HR images; with
-alignment there are twice the LR images. Times are those of steps in turn: the median, and the ratio to that without.
+`python tools/bench_alignment.py` prints a Markdown table. A step is that of `SimpleAlignModel` with an SRResNet or an
+RRDB: the second-order degradation, the forward pass, the losses, the backward pass and Adam, on the same batch of HR
+images; with alignment there are twice the LR images. Times are those of steps in turn: the median, and the ratio to
+that without.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -18,18 +20,22 @@ from bsr_plugins.analysis.alignment_study import VARIANTS, Study, build_model
 from bsr_plugins.analysis.study_images import patch_batches
 from bsr_plugins.analysis.timing import time_in_turn
 
+RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
 SIZES = {
-    "tiny": {"num_feat": 8, "num_block": 1, "batch_size": 2},
-    "small": {"num_feat": 32, "num_block": 8, "batch_size": 4},
-    "paper": {"num_feat": 64, "num_block": 16, "batch_size": 16},
+    "tiny": Study(batch_size=2, num_feat=8, num_block=1),
+    "small": Study(batch_size=4, num_feat=32, num_block=8),
+    "srresnet": Study(batch_size=16, num_feat=64, num_block=16),
+    "rrdb": Study(batch_size=2, num_feat=64, num_block=23),
 }
+NETWORKS = {"rrdb": RRDB}  # the others are SRResNets
+DEFAULT_SIZES = ["small", "srresnet", "rrdb"]
 PLAIN = "none"
 SEED = 10
 
 
-def step(name: str, study: Study) -> Callable[[], None]:
+def step(name: str, size: str, study: Study) -> Callable[[], None]:
     """Return what does the next training step of a variant."""
-    model, iterations = build_model(VARIANTS[name], study, SEED), count(1)
+    model, iterations = build_model(VARIANTS[name], study, SEED, NETWORKS.get(size)), count(1)
     images = [data.astronaut(), data.coffee()]
     (gt,) = patch_batches(images, 1, study.batch_size, study.gt_size, 1, SEED)
 
@@ -43,10 +49,11 @@ def step(name: str, study: Study) -> Callable[[], None]:
 def rows(size: str, device: str, threads: int, repeats: int) -> Iterator[str]:
     """Time all variants; yield the rows of the table."""
     torch.set_num_threads(threads)
-    study = Study(device=device, **SIZES[size])
-    steps = {name: step(name, study) for name in reversed(VARIANTS)}
+    study = replace(SIZES[size], device=device)
+    steps = {name: step(name, size, study) for name in reversed(VARIANTS)}
     timings = time_in_turn(steps, repeats, synchronize=torch.cuda.synchronize if device == "cuda" else None)
-    network = f"{study.batch_size}×{study.gt_size}², {study.num_feat} features, {study.num_block} blocks"
+    kind = NETWORKS.get(size, {"type": "MSRResNet"})["type"]
+    network = f"{study.batch_size}×{study.gt_size}², {kind}, {study.num_feat} features, {study.num_block} blocks"
     for name, timing in timings.items():
         ratio = timing.median / timings[PLAIN].median
         best = timing.best / timings[PLAIN].best
@@ -58,7 +65,7 @@ def main() -> None:
     here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=here, help="all that there are")
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "paper"], help="of network and batch")
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=DEFAULT_SIZES, help="of network and batch")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads; the first only for CUDA")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each kind")
     args = parser.parse_args()

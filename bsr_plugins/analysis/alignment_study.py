@@ -133,11 +133,23 @@ def run_variant(
     return before, measure(model.net_g, tests)
 
 
-def build_model(variant: Variant, study: Study, seed: int) -> SimpleAlignModel:
-    """Build the training model of a run, with weights that the seed decides."""
+def build_model(
+    variant: Variant, study: Study, seed: int, network: Mapping[str, Any] | None = None
+) -> SimpleAlignModel:
+    """Build the training model of a run, with weights that the seed decides.
+
+    Args:
+        variant: The regulariser.
+        study: The size of the run.
+        seed: Decides the weights.
+        network: Block of another network in the place of the study's, started as its arch does it.
+    """
     get_root_logger(log_level=logging.WARNING)  # the first call decides; a model prints all its layers
+    options = _options(variant, study, seed)
     torch.manual_seed(seed)
-    model = SimpleAlignModel(_options(variant, study, seed))
+    if network is not None:
+        return SimpleAlignModel(options | {"network_g": dict(network)})
+    model = SimpleAlignModel(options)
     torch.manual_seed(seed)
     _start(model.net_g)
     return model
