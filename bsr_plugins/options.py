@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ def number(value: object, where: str, low: float = float("-inf"), high: float = 
     Raises:
         OptionError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
         raise OptionError(f"{where}: {value!r}, expected a number in [{low:g}, {high:g}]")
     return float(value)
 

@@ -109,6 +109,11 @@ def test_numbers_may_be_unbounded_and_lie_on_the_bounds() -> None:
     assert [number(end, "here", 0, 1) for end in (0, 1)] == [0, 1]
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_an_unbounded_number_is_finite(value: float) -> None:
+    assert_refused(f"weight: {value!r}, expected a number in [-inf, inf]", number, value, "weight")
+
+
 @pytest.mark.parametrize("value", ["1e-4", True, None, [1], math.nan, math.inf, -0.001, 1.001])
 def test_what_is_no_number_in_range(value: Any) -> None:
     assert_refused(f"train.lr: {value!r}, expected a number in [0, 1]", number, value, "train.lr", 0, 1)

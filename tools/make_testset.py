@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def main() -> int:
         settings=None if args.settings is None else tuple(args.settings),
         seed=args.seed,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
     try:
         count = make_test_set(request, args.processes, progress=True)
     except (BSRError, OSError) as error:

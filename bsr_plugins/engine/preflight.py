@@ -25,6 +25,7 @@ from bsr_plugins.engine.pretrained import check_weights
 from bsr_plugins.engine.train_options import build_on_trial, check_epochs, check_loading, check_train_options
 from bsr_plugins.engine.validation_options import check_logging, check_validation
 from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.models.alignment import TAPPING
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
 
 
@@ -61,6 +62,8 @@ def check_options(opt: Mapping[str, Any]) -> None:
         raise OptionError("datasets: {}, expected at least one dataset")
     for phase, dataset_opt in opt["datasets"].items():
         _check_dataset(f"datasets.{phase}", dataset_opt, opt)
+    if opt["is_train"] and not issubclass(model, BlindSRModel):
+        _check_stock(opt)
     if issubclass(model, BlindSRModel):
         model.check_options(opt)
         model.check_networks(opt, networks)
@@ -93,6 +96,12 @@ def _check_files(opt: Mapping[str, Any]) -> None:
             raise OptionError(f"path.{key}: {value}: there is no such file")
 
 
+def _check_stock(opt: Mapping[str, Any]) -> None:
+    for key in (*TAPPING, "representation_opt"):
+        if opt["train"].get(key) is not None:
+            raise OptionError(f"train.{key}: {opt['model_type']} does not know it, expected a model of this package")
+
+
 def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any]) -> None:
     phases = ("train", "val") if opt["is_train"] else ("test",)
     if dataset_opt["phase"] not in phases:
@@ -118,8 +127,10 @@ def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str,
 
 def _build_network(key: str, opt: Mapping[str, Any]) -> nn.Module:
     block = opt[key]
-    upscale, scale = block.get("upscale"), opt.get("scale")
-    if upscale is not None and scale is not None and upscale != scale:
-        raise OptionError(f"{key}.upscale: {upscale!r}, expected scale, which is {scale!r}")
+    scale = opt.get("scale")
+    names = ("upscale", "scale") if key == "network_g" else ("upscale",)
+    for name in names:
+        if scale is not None and block.get(name) not in (None, scale):
+            raise OptionError(f"{key}.{name}: {block[name]!r}, expected scale, which is {scale!r}")
     network: nn.Module = build_on_trial(block, ARCH_REGISTRY.get(block["type"]), key)
     return network

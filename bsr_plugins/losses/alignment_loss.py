@@ -140,7 +140,10 @@ class AlignmentLoss(nn.Module):
         """Take every s-th row and column of (B, C, H, W)."""
         if self.stride == 1:
             return features
-        first = [int(torch.randint(min(self.stride, side), (), generator=generator)) for side in features.shape[2:]]
+        if min(features.shape[2:]) <= self.stride:
+            size = "x".join(map(str, features.shape[2:]))
+            raise BSRError(f"AlignmentLoss.stride: {self.stride} for features of {size}, expected less than a side")
+        first = [int(torch.randint(self.stride, (), generator=generator)) for _ in range(2)]
         return features[:, :, first[0] :: self.stride, first[1] :: self.stride]
 
     def _draw(self, batch: int, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import AlignmentLoss
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.loss_kinds import check_loss_kind
-from bsr_plugins.options import call_with, number
+from bsr_plugins.options import call_with
 
+TAPPING = ("align_opt", "dropout", "tap_layer")
 TRIAL_BATCH = 2
 _TRIAL_SIDE = 48  # of LR images where the options do not tell it
 _GREY = 0.5
@@ -54,9 +55,9 @@ def read_dropout(train_opt: Mapping[str, Any]) -> ChannelDropout | None:
     if block is None:
         return None
     dropout = call_with(ChannelDropout, block, "train.dropout")
-    p = number(dropout.p, "train.dropout.p")
-    if not 0 <= p < 1:
-        raise OptionError(f"train.dropout.p: {p:g}, expected a number in [0, 1)")
+    p = dropout.p
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p < 1:
+        raise OptionError(f"train.dropout.p: {p!r}, expected a number in [0, 1)")
     return dropout
 
 

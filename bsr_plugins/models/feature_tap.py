@@ -138,9 +138,10 @@ def find_tap(
 ) -> FeatureTap:
     """Find the last `Conv2d` that runs in a forward pass, or a named layer, by running one for trial.
 
-    The trial is in evaluation mode and without gradient. It leaves modes, buffers, attributes and random states as they
-    were. A layer that runs several times is placed by its last run. Ours: the shift by the mean colour, which in many
-    networks is a fixed 1×1 convolution of the image, does not count.
+    The trial is in training mode, as some networks run other layers in evaluation, and without gradient. It leaves
+    modes, buffers, attributes and torch's random states as they were. A layer that runs several times is placed by its
+    last run. Ours: the shift by the mean colour, which in many networks is a fixed 1×1 convolution of the image, does
+    not count.
 
     Args:
         network: Any network, wrapped or bare.
@@ -303,14 +304,14 @@ def _through(
 
 @contextmanager
 def _without_a_trace(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run a network in evaluation mode, without gradient, and leave it and the random states as they were."""
+    """Run a network in training mode, without gradient, and leave it and torch's random states as they were."""
     held = ("_parameters", "_buffers", "_modules")
     before = [(module, dict(vars(module)), [dict(vars(module)[name]) for name in held]) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
-            network.eval()
+            network.train()
             yield
         finally:
             for module, attributes, contents in before:

@@ -158,7 +158,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"batch_size_per_gpu": 1},
         r"datasets\.train\.batch_size_per_gpu: 1, expected at least 2 with train\.align_opt\.statistics: pooled",
     ),
-    ({"dropout": {"p": 1.0}}, {}, r"train\.dropout\.p: 1, expected a number in \[0, 1\)"),
+    ({"dropout": {"p": 1.0}}, {}, r"train\.dropout\.p: 1\.0, expected a number in \[0, 1\)"),
     ({"dropout": {"p": -0.1}}, {}, r"train\.dropout\.p: -0\.1, expected a number in \[0, 1\)"),
     ({"dropout": {"p": "0.5"}}, {}, r"train\.dropout\.p: '0\.5', expected a number"),
     ({"dropout": {"p": float("nan")}}, {}, r"train\.dropout\.p: nan, expected a number"),

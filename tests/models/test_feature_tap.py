@@ -155,6 +155,20 @@ ARCHS: dict[str, tuple[dict[str, Any], str, int]] = {
         4,
     ),
     "MSRN": ({"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}, "conv_last", 4),
+    # It has these convolutions in training alone.
+    "ECBSR": (
+        {
+            "num_in_ch": 3,
+            "num_out_ch": 3,
+            "num_block": 1,
+            "num_channel": 4,
+            "with_idt": False,
+            "act_type": "prelu",
+            "scale": 2,
+        },
+        "backbone.2.conv3x3",
+        4,
+    ),
     "RIDNet": ({"in_channels": 3, "mid_channels": 16, "out_channels": 3, "num_block": 1}, "tail", 16),
 }
 
@@ -207,12 +221,14 @@ def test_archs(name: str) -> None:
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     order: list[nn.Conv2d] = []
     handles = [conv.register_forward_hook(lambda module, *_: order.append(module)) for conv in convolutions]
+    torch.manual_seed(0)  # of stochastic depth
     with tap(network) as heard:
         output = network(image())
     for handle in handles:
         handle.remove()
     learning = [conv for conv in order if conv.weight.requires_grad and not isinstance(conv, MeanShift)]
     assert learning[-1] is network.get_submodule(tap.layer)
+    torch.manual_seed(0)
     assert torch.equal(heard.features, seen_by_a_hook(network, tap.layer, image())[-1])
     heard.features.square().sum().backward()
     assert learning[-1].weight.grad is None, "the features are those before"
