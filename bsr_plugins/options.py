@@ -87,6 +87,17 @@ def integer(value: object, where: str, low: int, high: int | None = None) -> int
     return value
 
 
+def boolean(value: object, where: str) -> bool:
+    """Check that an option is true or false.
+
+    Raises:
+        OptionError: It is not.
+    """
+    if not isinstance(value, bool):
+        raise OptionError(f"{where}: {value!r}, expected true or false")
+    return value
+
+
 def interval(value: object, where: str, low: float, high: float) -> tuple[float, float]:
     """Check that an option is a number or a pair [a, b] with low ≤ a ≤ b ≤ high; a number a means [a, a].
 

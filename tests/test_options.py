@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsr_plugins.errors import OptionError
-from bsr_plugins.options import build_from_block, call_with, check_arguments, integer, interval, number
+from bsr_plugins.options import boolean, build_from_block, call_with, check_arguments, integer, interval, number
 
 
 class Loss:
@@ -157,3 +157,12 @@ def test_intervals(value: Any, expected: tuple[float, float]) -> None:
 )
 def test_what_is_no_interval(value: Any, message: str) -> None:
     assert_refused(message, interval, value, "noise.level", 0, 4)
+
+
+def test_true_and_false() -> None:
+    assert [boolean(value, "usm") for value in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize("value", [0, 1, "true", None, [True]])
+def test_what_is_neither_true_nor_false(value: Any) -> None:
+    assert_refused(f"usm: {value!r}, expected true or false", boolean, value, "usm")

@@ -20,6 +20,7 @@ from basicsr.utils import get_root_logger, tensor2img
 from torch import Tensor, nn
 
 from bsr_plugins.analysis.study_images import patch_batches
+from bsr_plugins.analysis.study_options import study_options
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.data.patches import to_tensor
 from bsr_plugins.degradations import protocol_degradation, protocol_settings, with_noise_seed
@@ -182,18 +183,10 @@ def _options(variant: Variant, study: Study, seed: int) -> dict[str, Any]:
         train["dropout"] = {"p": variant.dropout}
     network = {"type": "MSRResNet", "num_feat": study.num_feat, "num_block": study.num_block, "upscale": _SCALE}
     dataset = {"degrade_on": "device", "gt_size": study.gt_size, "batch_size_per_gpu": study.batch_size}
-    return {
-        "num_gpu": 0 if study.device == "cpu" else 1,
-        "is_train": True,
-        "dist": False,
-        "rank": 0,
-        "world_size": 1,
-        "scale": _SCALE,
-        "manual_seed": seed,
+    return study_options(study.device, _SCALE, seed) | {
         "degradation": {"type": "SecondOrderDegradation"},
         "datasets": {"train": dataset},
         "network_g": network,
-        "path": {},
         "train": train,
     }
 

@@ -29,6 +29,7 @@ from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import Tensor, nn
 
 from bsr_plugins.analysis.study_images import patch_batches, patches
+from bsr_plugins.analysis.study_options import study_options
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.degradations import ClassicalDegradation, classical_params
 from bsr_plugins.losses import EnergyDistanceLoss
@@ -236,14 +237,7 @@ def _options(variant: Variant, study: Study) -> dict[str, Any]:
     width = study.num_feat // 2
     degrader = {"type": "ReDSRDegrader", "num_feat": width, "scale": _SCALE}
     dataset = {"degrade_on": "device", "num_views": 2 if variant.redegradation else 1, "gt_size": study.gt_size}
-    return {
-        "num_gpu": 0 if study.device == "cpu" else 1,
-        "is_train": True,
-        "dist": False,
-        "rank": 0,
-        "world_size": 1,
-        "scale": _SCALE,
-        "manual_seed": study.seed,
+    return study_options(study.device, _SCALE, study.seed) | {
         "degradation": {"type": "ClassicalDegradation", "blur_iso": {"sigma": list(SIGMA)}},
         "datasets": {"train": dataset},
         "network_g": {
@@ -255,7 +249,6 @@ def _options(variant: Variant, study: Study) -> dict[str, Any]:
             "encoder": {"type": "ReDSREncoder", "num_feat": study.num_feat},
         },
         **({"network_degrader": degrader} if variant.redegradation else {}),
-        "path": {},
         "train": train,
     }
 

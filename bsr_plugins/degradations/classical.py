@@ -18,7 +18,7 @@ from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
-from bsr_plugins.options import integer
+from bsr_plugins.options import boolean, integer
 
 _NAMES = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", "noise_seed")
 _MAX_SEED = (1 << 63) - 1
@@ -104,9 +104,7 @@ class ClassicalDegradation(Degradation):
         if border not in BORDERS:
             raise unknown_name("degradation.border", border, BORDERS)
         self.border = border
-        if not isinstance(round_to_8bit, bool):
-            raise OptionError(f"degradation.round_to_8bit: {round_to_8bit!r}, expected true or false")
-        self.round_to_8bit = round_to_8bit
+        self.round_to_8bit = boolean(round_to_8bit, "degradation.round_to_8bit")
         build_sampler(sampler, "degradation.sampler")  # so that a mistake in it is not put down to the first stage
         blocks = dict(zip(STAGES, (blur_iso, blur_aniso, noise, jpeg), strict=True))
         stages = {name: build_stage(name, block, self.kernel_size, sampler) for name, block in blocks.items()}

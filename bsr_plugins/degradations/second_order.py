@@ -12,7 +12,7 @@ from torch import Tensor
 from bsr_plugins.degradations.base import Degradation, Params
 from bsr_plugins.degradations.noise import GREY_LEVELS
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import FIRST, SECOND, boolean, parse_final, parse_round
+from bsr_plugins.degradations.second_order_options import FIRST, SECOND, parse_final, parse_round
 from bsr_plugins.degradations.second_order_sampling import Draws, check_params, draw_final, draw_round
 from bsr_plugins.degradations.second_order_stages import (
     alike,
@@ -25,7 +25,7 @@ from bsr_plugins.degradations.second_order_stages import (
 )
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import integer
+from bsr_plugins.options import boolean, integer
 
 _BLURS = ("first", "second", "final")
 _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mode", "final_jpeg_last")

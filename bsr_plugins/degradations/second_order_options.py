@@ -167,17 +167,6 @@ def parse_final(block: Mapping[str, Any] | None, where: str) -> FinalOptions:
     return _parse(partial(_final, where), block, {}, where)
 
 
-def boolean(value: object, where: str) -> bool:
-    """Check that an option is true or false.
-
-    Raises:
-        OptionError: It is not.
-    """
-    if not isinstance(value, bool):
-        raise OptionError(f"{where}: {value!r}, expected true or false")
-    return value
-
-
 def _parse(build: Callable[..., T], block: object, defaults: Mapping[str, Any], where: str) -> T:
     if block is None:
         block = {}

@@ -9,8 +9,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, distributed, nn
 
-from bsr_plugins.errors import BSRError, OptionError, unknown_name
-from bsr_plugins.options import integer, number
+from bsr_plugins.errors import BSRError, unknown_name
+from bsr_plugins.options import boolean, integer, number
 from bsr_plugins.registration import register
 
 Sampler = Callable[[int, int, torch.Generator], Tensor]
@@ -155,11 +155,9 @@ class EnergyDistanceLoss(RepresentationLoss):
         super().__init__(loss_weight)
         if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
             raise unknown_name("EnergyDistanceLoss.distribution", distribution, DISTRIBUTIONS)
-        if not isinstance(divide_by_dim, bool):
-            raise OptionError(f"EnergyDistanceLoss.divide_by_dim: {divide_by_dim!r}, expected true or false")
         self.distribution = distribution
         self.num_samples = integer(num_samples, "EnergyDistanceLoss.num_samples", 1)
-        self.divide_by_dim = divide_by_dim
+        self.divide_by_dim = boolean(divide_by_dim, "EnergyDistanceLoss.divide_by_dim")
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
         """Compute Eq. 5 of the whole batch (B, C) against fresh samples; 0-dim, unweighted."""
