@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from bsr_plugins.errors import BSRError, OptionError
 
 Replace = Callable[[Tensor], Tensor]
+_OVERWRITTEN = "is overwritten afterwards, in place, expected a layer whose input stays"
 _OFFERED = 3  # names in the message about a layer that is not there
 
 
@@ -52,6 +53,7 @@ class Heard:
         self._replace = replace
         self._features: Tensor | None = None
         self._with_gradient = True
+        self._version: int | None = None
 
     @property
     def features(self) -> Tensor:
@@ -64,6 +66,7 @@ class Heard:
         self.calls += 1
         self._features = features
         self._with_gradient = torch.is_grad_enabled()
+        self._version = _version(features)
         if self._replace is None or self.calls != self._last:
             return features
         return self._replace(features)
@@ -76,11 +79,20 @@ class Heard:
         """
         if self.calls == 0 or (self._replace is not None and self.calls != self._last):
             raise BSRError(f"layer {layer!r}: ran {self.calls} times in a forward pass, expected {self._last} times")
+        if self._version not in (None, _version(self.features)):
+            raise BSRError(f"layer {layer!r}: what enters it {_OVERWRITTEN}, for train.tap_layer")
         if torch.is_grad_enabled() and not self._with_gradient:
             raise BSRError(
                 f"layer {layer!r}: runs without gradient, expected one outside frozen or checkpointed parts, "
                 "for train.tap_layer"
             )
+
+
+def _version(features: Tensor) -> int | None:
+    """Count what was written into a tensor, where that is counted: a compiled network writes into none that is seen."""
+    if torch.compiler.is_compiling() or features.is_inference():
+        return None
+    return features._version
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ def find_tap(
 
     Raises:
         OptionError: The network does not take the image; no `Conv2d` runs; the named layer does not exist, does not run
-            or does not get features (B, C, H, W).
+            or does not get features (B, C, H, W); or these are overwritten in place afterwards.
     """
     bare = bare_network(network)
     kind = type(bare).__name__
@@ -176,6 +188,8 @@ def find_tap(
     if not isinstance(features, Tensor) or features.dim() != 4 or len(features) != len(image):
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise OptionError(f"train.tap_layer: {found!r} gets {got} for {len(image)} images, expected (B, C, H, W)")
+    if _version(features) != trial.version:
+        raise OptionError(f"train.tap_layer: what enters {found!r} {_OVERWRITTEN}")
     calls = (trial.weight_calls if functional else trial.calls)[found]
     return FeatureTap(found, calls, functional, features.shape[1])
 
@@ -208,12 +222,14 @@ class _Trial:
         last: Name of the module that ran last, whether that was a call of `conv2d` with its weight from outside the
             module, and what entered. None if none ran.
         calls: How often each module was called.
+        version: What `_version` said of that, then.
         weight_calls: How often `conv2d` was called with each module's weight, from inside the module too.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = modules
         self.last: tuple[str, bool, Any] | None = None
+        self.version: int | None = None
         self.calls, self.weight_calls = dict.fromkeys(modules, 0), dict.fromkeys(modules, 0)
         self._inside = 0
 
@@ -227,18 +243,20 @@ class _Trial:
 
     def _called(self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.calls[name] += 1
+        features = args[0] if args else next(iter(kwargs.values()), None)
+        version = _version(features) if isinstance(features, Tensor) else None
         self._inside += 1
         try:
             result = original(*args, **kwargs)
         finally:
             self._inside -= 1
-        self.last = name, False, args[0] if args else next(iter(kwargs.values()), None)
+        self.last, self.version = (name, False, features), version
         return result
 
     def _weighed(self, name: str, features: Tensor) -> Tensor:
         self.weight_calls[name] += 1
         if not self._inside:
-            self.last = name, True, features
+            self.last, self.version = (name, True, features), _version(features)
         return features
 
 
