@@ -29,7 +29,7 @@ from bsr_plugins.data.demo import DEMO
 from bsr_plugins.data.image_files import distinct_names
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.data.whole_images import WholeImages
-from bsr_plugins.degradations import Setting, protocol_settings
+from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options import integer
 
@@ -139,12 +139,7 @@ class _Maker:
         self.items = WholeImages(options)
         self.images = options.find_images()
         self.names = distinct_names(self.images)
-        wanted = request.settings
-        self.settings: list[Setting] = [
-            setting
-            for setting in protocol_settings(request.protocol, request.scale)
-            if wanted is None or setting.name in wanted
-        ]
+        self.settings = self.items.settings
 
     def inspect(self, number: int) -> _Source:
         """Read a source to its end."""

@@ -41,6 +41,11 @@ class WholeImages:
         self._names = distinct_names(self._images)
         self._check_sizes()
 
+    @property
+    def settings(self) -> list[Setting]:
+        """The settings of the protocol under which every image comes, in their order; none without a protocol."""
+        return [setting for setting in self._settings if setting is not None]
+
     def __len__(self) -> int:
         return len(self._images) * len(self._settings)
 

@@ -54,6 +54,20 @@ class Degradation(ABC):
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
         """Degrade images, shape (B, …, C, H, W) in [0, 1], to (B, …, C, H/s, W/s)."""
 
+    def check_images(self, gt: Tensor) -> None:
+        """Check that images are RGB, shape (B, …, 3, H, W), with sides that are multiples of the scale.
+
+        Raises:
+            BSRError: They are not.
+        """
+        height, width = gt.shape[-2:]
+        if gt.dim() < 4 or gt.shape[-3] != 3:
+            raise BSRError(f"degradation: images of shape {tuple(gt.shape)}, expected (B, …, 3, H, W)")
+        if height % self.scale or width % self.scale:
+            raise BSRError(
+                f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
+            )
+
     @abstractmethod
     def clean(self, gt: Tensor) -> Tensor:
         """Only downsample images: the LR from which degraded distances are measured."""

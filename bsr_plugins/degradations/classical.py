@@ -19,6 +19,7 @@ from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.options import boolean, integer
+from bsr_plugins.precision import at_least_float32
 
 _NAMES = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", "noise_seed")
 _MAX_SEED = (1 << 63) - 1
@@ -165,7 +166,7 @@ class ClassicalDegradation(Degradation):
             BSRError: Shapes do not fit, or a parameter is out of range.
         """
         self._check(gt, params)
-        x = gt if gt.dtype == torch.float64 else gt.float()
+        x = at_least_float32(gt)
         with torch.autocast(gt.device.type, enabled=False):
             return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
 
@@ -223,13 +224,7 @@ class ClassicalDegradation(Degradation):
         return blur_bicubic(x, kernels, self.scale, self.border)
 
     def _check(self, gt: Tensor, params: Params) -> None:
-        height, width = gt.shape[-2:]
-        if gt.dim() < 4 or gt.shape[-3] != 3:
-            raise BSRError(f"degradation: images of shape {tuple(gt.shape)}, expected (B, …, 3, H, W)")
-        if height % self.scale or width % self.scale:
-            raise BSRError(
-                f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
-            )
+        self.check_images(gt)
         for name in _NAMES:
             if name not in params or len(params[name]) != gt.shape[0]:
                 raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")

@@ -48,6 +48,13 @@ def border_indices(indices: Tensor, size: int, border: str) -> Tensor:
     raise unknown_name("border", border, BORDERS)
 
 
+def reflected_indices(indices: Tensor, size: int) -> Tensor:
+    """Bring indices outside [0, size) back by reflection that does not double the edge pixel, to and fro if need be."""
+    period = max(2 * (size - 1), 1)
+    places = indices.remainder(period)
+    return torch.where(places < size, places, period - places)
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def bicubic_matrix(in_size: int, out_size: int, border: str = "clamp") -> Tensor:

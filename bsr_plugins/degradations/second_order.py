@@ -26,6 +26,7 @@ from bsr_plugins.degradations.second_order_stages import (
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options import boolean, integer
+from bsr_plugins.precision import at_least_float32
 
 _BLURS = ("first", "second", "final")
 _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mode", "final_jpeg_last")
@@ -125,7 +126,7 @@ class SecondOrderDegradation(Degradation):
         if not self.usm:
             return gt
         with torch.autocast(gt.device.type, enabled=False):
-            return sharpen(_at_least_float32(gt)).to(gt.dtype)
+            return sharpen(at_least_float32(gt)).to(gt.dtype)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations, for a call in which these are the batch.
@@ -158,7 +159,7 @@ class SecondOrderDegradation(Degradation):
             BSRError: Shapes do not fit, images are too small for the kernels, or a parameter is out of range.
         """
         self._check(gt, params)
-        x = _at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
+        x = at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
         with torch.autocast(gt.device.type, enabled=False):
             kernels = {name: draw_up_kernels(params, name, x) for name in _BLURS}
             groups = alike(params, _PATH)
@@ -203,10 +204,10 @@ class SecondOrderDegradation(Degradation):
         Args:
             gt: RGB images in [0, 1], shape (B, …, 3, H, W), sides multiples of the scale.
         """
-        self._check_shape(gt)
+        self.check_images(gt)
         size = (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale)
         with torch.autocast(gt.device.type, enabled=False):
-            return self._rounded(bicubic_resize(_at_least_float32(gt), size)).to(gt.dtype)
+            return self._rounded(bicubic_resize(at_least_float32(gt), size)).to(gt.dtype)
 
     def calibrate(self, images: Tensor) -> None:
         """Do nothing: nothing is measured."""
@@ -218,17 +219,8 @@ class SecondOrderDegradation(Degradation):
     def load_calibration(self, state: dict[str, Any]) -> None:
         """Do nothing: nothing is measured."""
 
-    def _check_shape(self, gt: Tensor) -> None:
-        if gt.dim() < 4 or gt.shape[-3] != 3:
-            raise BSRError(f"degradation: images of shape {tuple(gt.shape)}, expected (B, …, 3, H, W)")
-        if gt.shape[-2] % self.scale or gt.shape[-1] % self.scale:
-            raise BSRError(
-                f"degradation: images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected sides that are multiples of "
-                f"{self.scale}"
-            )
-
     def _check(self, gt: Tensor, params: Params) -> None:
-        self._check_shape(gt)
+        self.check_images(gt)
         for name in self._names:
             if name not in params or len(params[name]) != gt.shape[0]:
                 raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
@@ -239,10 +231,6 @@ class SecondOrderDegradation(Degradation):
                 f"degradation: images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected sides of at least {smallest} "
                 "for the drawn kernels and factors"
             )
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _shortest(pixels: int, scale: float) -> int:

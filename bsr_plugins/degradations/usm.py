@@ -10,6 +10,7 @@ from torch import Tensor
 from bsr_plugins.degradations.banded import BandedMatrix, banded
 from bsr_plugins.degradations.kernels import gaussian_profiles
 from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.degradations.resize import reflected_indices
 
 _RADIUS = 25  # BasicSR names a kernel by its width, made odd: its `radius=50` is this
 _SIGMA = 0.3 * (_RADIUS - 1) + 0.8  # in pixels, as OpenCV derives it from the number of taps
@@ -50,9 +51,6 @@ def _blur(x: Tensor) -> Tensor:
 def _gaussian(size: int, dtype: torch.dtype, device: torch.device) -> BandedMatrix:
     """Return the blur of an axis of `size` pixels."""
     profile = gaussian_profiles(torch.tensor([_SIGMA], dtype=torch.float64), 2 * _RADIUS + 1)
-    period = max(2 * (size - 1), 1)
-    positions = torch.arange(size)[:, None] + torch.arange(-_RADIUS, _RADIUS + 1)
-    positions = positions.remainder(period)
-    sources = torch.where(positions < size, positions, period - positions)
+    sources = reflected_indices(torch.arange(size)[:, None] + torch.arange(-_RADIUS, _RADIUS + 1), size)
     matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, sources, profile.expand(size, -1))
     return banded(matrix.to(device, dtype))

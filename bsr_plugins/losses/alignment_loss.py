@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.losses.alignment_distance import SpatialDistance, Weights, pooled_distance
 from bsr_plugins.options import integer, number
+from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 
 STATISTICS = ("spatial", "pooled")
@@ -125,7 +126,7 @@ class AlignmentLoss(nn.Module):
             raise BSRError(f"AlignmentLoss: a batch of {batch}, expected at least 2 images with statistics: pooled")
         with torch.autocast(features.device.type, enabled=False):
             features = self._thin_out(features, generator)
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = at_least_float32(features)
             omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
             linear, nonlinear = self._weights_of("linear"), self._weights_of("nonlinear")
             if self.statistics == "spatial":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options import number
+from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 
 
@@ -25,7 +25,7 @@ def redegradation_distance(reproduced: Tensor, lq: Tensor) -> Tensor:
         BSRError: The shapes differ.
     """
     _check_images("redegradation_distance", "reproduced", reproduced, "lq", lq)
-    error = _at_least_float32(reproduced.detach()) - _at_least_float32(lq.detach())
+    error = at_least_float32(reproduced.detach()) - at_least_float32(lq.detach())
     return error.square().flatten(1).mean(dim=1).sqrt()
 
 
@@ -38,7 +38,7 @@ def modulation(distance: Tensor) -> Tensor:
     Returns:
         W (B,), in float32 at least, in (0, 2], without gradient: 2 for a perfect reproduction, 1 at d = 1.
     """
-    return 2 / (1 + _at_least_float32(distance.detach()))
+    return 2 / (1 + at_least_float32(distance.detach()))
 
 
 @register(LOSS_REGISTRY)
@@ -77,7 +77,7 @@ class ModulatedL1Loss(nn.Module):
         _check_images("ModulatedL1Loss", "sr", sr, "gt", gt)
         if distance.shape != sr.shape[:1]:
             raise BSRError(f"ModulatedL1Loss: distance {tuple(distance.shape)}, expected ({sr.shape[0]},)")
-        error = _at_least_float32(sr) - _at_least_float32(gt)
+        error = at_least_float32(sr) - at_least_float32(gt)
         return self.loss_weight * (modulation(distance) * error.abs().flatten(1).mean(dim=1)).mean()
 
 
@@ -85,7 +85,3 @@ def _check_images(where: str, name: str, images: Tensor, other_name: str, others
     if images.dim() != 4 or images.shape != others.shape:
         shapes = f"{name} {tuple(images.shape)} and {other_name} {tuple(others.shape)}"
         raise BSRError(f"{where}: {shapes}, expected two equal shapes (B, C, H, W)")
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bsr_plugins.degradations.resize import reflected_indices
+
 
 def window_sides(network: nn.Module) -> tuple[int, int]:
     """Return what the height and the width of a network's LR images have to be multiples of.
@@ -34,7 +36,8 @@ def pad_by_reflection(image: Tensor, height: int, width: int) -> Tensor:
     `reflect` padding does; but as often as it takes, so that an image may be smaller than what is added.
     """
     rows, columns = (
-        _reflected(*sides).to(image.device) for sides in ((image.shape[-2], height), (image.shape[-1], width))
+        reflected_indices(torch.arange(wanted), side).to(image.device)
+        for side, wanted in ((image.shape[-2], height), (image.shape[-1], width))
     )
     return image.index_select(-2, rows).index_select(-1, columns)
 
@@ -62,10 +65,3 @@ def super_resolve(network: nn.Module, lq: Tensor, **condition: Tensor) -> Tensor
         return whole
     output: Tensor = network(pad_by_reflection(lq, *padded), **condition)
     return output[..., : output.shape[-2] * height // padded[0], : output.shape[-1] * width // padded[1]]
-
-
-def _reflected(side: int, wanted: int) -> Tensor:
-    """Return which of `side` rows stands at each of `wanted` places."""
-    period = max(2 * (side - 1), 1)
-    place = torch.arange(wanted) % period
-    return torch.minimum(place, period - place) if side > 1 else torch.zeros(wanted, dtype=torch.long)

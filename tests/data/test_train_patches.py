@@ -9,25 +9,11 @@ from basicsr.data import build_dataset
 
 from bsr_plugins.degradations import SecondOrderDegradation
 from bsr_plugins.seeding import generator_at
+from tests.data.test_paired_degradation_dataset import train
 
 
 def item(usm: bool) -> dict[str, Any]:
-    options = {
-        "name": "Train",
-        "type": "PairedDegradationDataset",
-        "phase": "train",
-        "scale": 4,
-        "dataroot_gt": "demo",
-        "io_backend": {"type": "disk"},
-        "degrade_on": "worker",
-        "degradation": {"type": "SecondOrderDegradation", "usm": usm},
-        "gt_size": 96,
-        "use_hflip": True,
-        "use_rot": True,
-        "seed": 3,
-        "num_worker_per_gpu": 0,
-        "batch_size_per_gpu": 2,
-    }
+    options = train(degradation={"type": "SecondOrderDegradation", "usm": usm}, gt_size=96, seed=3)
     made: dict[str, Any] = build_dataset(options)[0]
     return made
 

@@ -156,6 +156,6 @@ def test_sides_have_to_fit() -> None:
 def test_cuda_agrees_with_the_cpu() -> None:
     gt, degradation = views(96, 112, batch=2, count=2).float(), Align8Degradation(4)
     params = classical_params([0.0, 2.0])
-    lq = degradation(gt.cuda(), params)
+    lq = degradation(gt.to("cuda"), params)
     assert lq.is_cuda
     assert torch.equal(lq.cpu(), degradation(gt, params))

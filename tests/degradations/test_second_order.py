@@ -352,14 +352,14 @@ def test_basicsrs_pipeline_is_the_one_that_these_tests_know() -> None:
 def test_cuda_does_what_the_cpu_does() -> None:
     gt, degradation = views(*SIZE, batch=COUNT, count=2), SecondOrderDegradation(4, round_to_8bit=False)
     params = draw()
-    made = degradation(gt.cuda(), params)
+    made = degradation(gt.to("cuda"), params)
     assert made.device.type == "cuda"
     difference = (made.cpu() - degradation(gt, params)).abs() * GREY_LEVELS
     # sinc kernels are good to 2e-7 a tap, by which a pixel may be moved over a half before JPEG
     assert float(difference.mean()) < 0.1
     assert float((difference > 0.5).double().mean()) < 0.02
     linear = draw(**WITHOUT_ROUNDINGS)
-    made = degradation(gt.float().cuda(), linear).cpu().double()
+    made = degradation(gt.float().to("cuda"), linear).cpu().double()
     torch.testing.assert_close(made, degradation(gt, linear), rtol=0, atol=2e-5)
-    torch.testing.assert_close(degradation.target(gt.cuda()).cpu(), degradation.target(gt), rtol=0, atol=1e-6)
-    torch.testing.assert_close(degradation.clean(gt.cuda()).cpu(), degradation.clean(gt), rtol=0, atol=1e-6)
+    torch.testing.assert_close(degradation.target(gt.to("cuda")).cpu(), degradation.target(gt), rtol=0, atol=1e-6)
+    torch.testing.assert_close(degradation.clean(gt.to("cuda")).cpu(), degradation.clean(gt), rtol=0, atol=1e-6)

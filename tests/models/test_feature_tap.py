@@ -17,99 +17,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.feature_tap import FeatureTap, bare_network, find_tap
+from tests.models.strangers import Functional, Half, Listed, OutOfOrder, Overwriting, Recurrent, Untidy
 
 SIDE = 24
 ENCODER = {"type": "ReDSREncoder", "num_feat": 2, "representation_dim": 5}
-
-
-class OutOfOrder(nn.Module):
-    """Registers the convolution that runs last first, and one that never runs last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tail = nn.Conv2d(4, 3, 3, 1, 1)
-        self.head = nn.Conv2d(3, 4, 3, 1, 1)
-        self.unused = nn.Conv2d(4, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.tail(input=F.relu(self.head(x)))
-        return out
-
-
-class Listed(nn.Module):
-    """Goes through a list of convolutions backwards, with batch normalisation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, 1, 1) for _ in range(3))
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in reversed(self.convs):
-            x = torch.tanh(self.norm(conv(x)))
-        return x
-
-
-class Functional(nn.Module):
-    """Hands the weights of its convolutions to `conv2d`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tail = nn.Conv2d(4, 3, 3, 1, 1)
-        self.body = nn.Conv2d(4, 4, 3, 1, 1)
-        self.head = nn.Conv2d(3, 4, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.body(self.head(x)))
-        return F.conv2d(x, weight=self.tail.weight, bias=self.tail.bias, padding=1)
-
-
-class Recurrent(nn.Module):
-    """Runs one convolution three times, and another before, between and under a second name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.other = nn.Conv2d(3, 3, 3, 1, 1)
-        self.shared = nn.Conv2d(3, 3, 3, 1, 1)
-        self.alias = self.shared
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.shared(x))
-        x = torch.tanh(self.shared(self.other(x)))
-        return torch.tanh(self.alias(x) + 1)
-
-
-class Half(nn.Module):
-    """Calls a convolution, and then the same one by its weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(torch.tanh(self.conv(x)), self.conv.weight, padding=1)
-
-
-class Untidy(nn.Module):
-    """Leaves traces wherever it runs."""
-
-    count: Tensor
-    seen: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, 1, 1)
-        self.norm = nn.BatchNorm2d(3)
-        self.register_buffer("count", torch.zeros(()))
-        self.register_buffer("seen", torch.zeros(()))
-        self.norm.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.count = self.count + 1
-        self.seen.add_(1)
-        self.features = self.conv(x + 0.1 * torch.rand_like(x))
-        out: Tensor = self.norm(F.dropout(self.features, training=True))
-        return out
 
 
 STRANGERS: dict[str, tuple[Callable[[], nn.Module], FeatureTap]] = {
@@ -234,22 +145,6 @@ def test_archs(name: str) -> None:
     assert learning[-1].weight.grad is None, "the features are those before"
     assert any(conv.weight.grad is not None and bool(conv.weight.grad.any()) for conv in convolutions)
     assert output.shape[-1] in (SIDE, 2 * SIDE, 4 * SIDE)
-
-
-class Overwriting(nn.Module):
-    """Writes into what its convolution got, or lets it be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.overwrites = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = x * 2
-        result: Tensor = self.conv(features)
-        if self.overwrites:
-            features.add_(1)
-        return result + features
 
 
 def test_features_that_are_overwritten_are_refused() -> None:
@@ -460,8 +355,8 @@ def test_layers_that_do_not_run_as_they_did() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_cuda_compiled_under_autocast() -> None:
     torch._dynamo.reset()
-    network = OutOfOrder().cuda()
-    tap, x = find_tap(network, image().cuda()), image().cuda()
+    network = OutOfOrder().to("cuda")
+    tap, x = find_tap(network, image().to("cuda")), image().to("cuda")
     random = torch.cuda.get_rng_state()
     compiled: Any = torch.compile(network)
     with torch.autocast("cuda", torch.float16):
