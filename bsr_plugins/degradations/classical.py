@@ -277,10 +277,11 @@ class ClassicalDegradation(Degradation):
                     stage.sampler.fit(distances.view(grid), f"calibration of {name}")
 
     def calibration(self) -> dict[str, Any]:
-        """Return what the `ads` samplers were fitted with: ranges and distances per stage, JSON-ready."""
+        """Return what the `ads` samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
         return {
             name: {
                 "ranges": [list(ends) for ends in stage.ranges[: stage.measured]],
+                "settings": self._measuring_settings(name),
                 "distances": stage.sampler.distances.tolist(),
             }
             for name, stage in self.stages.items()
@@ -291,8 +292,8 @@ class ClassicalDegradation(Degradation):
         """Fit the `ads` samplers with what `calibration` returned.
 
         Raises:
-            BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges, or does not fit the
-                sampler's grid.
+            BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges or under other
+                settings, or does not fit the sampler's grid. What says nothing of settings is taken as it is.
         """
         if not isinstance(state, Mapping):
             raise BSRError(f"calibration: {state!r}, expected a block per stage")
@@ -301,6 +302,32 @@ class ClassicalDegradation(Degradation):
                 where = f"calibration of {name}"
                 ranges = [list(ends) for ends in stage.ranges[: stage.measured]]
                 saved = state.get(name, {})
-                if saved.get("ranges") != ranges:
-                    raise BSRError(f"{where}: found the ranges {saved.get('ranges')}, expected {ranges}")
-                stage.sampler.fit(torch.tensor(saved.get("distances", []), dtype=torch.float64), where)
+                if not isinstance(saved, Mapping) or saved.get("ranges") != ranges:
+                    found = saved.get("ranges") if isinstance(saved, Mapping) else saved
+                    raise BSRError(f"{where}: found the ranges {found}, expected {ranges}")
+                self._check_settings(saved.get("settings", {}), name, where)
+                stage.sampler.fit(_distances(saved.get("distances", []), where), where)
+
+    def _measuring_settings(self, name: str) -> dict[str, Any]:
+        """Return what a stage's distances depend on besides its ranges, JSON-ready."""
+        settings: dict[str, Any] = {"scale": self.scale, "border": self.border, "round_to_8bit": self.round_to_8bit}
+        if name in ("iso", "aniso"):
+            settings["kernel_size"] = self.kernel_size
+        if name == "aniso":
+            settings["theta"] = list(self.stages[name].ranges[2])
+        return settings
+
+    def _check_settings(self, saved: object, name: str, where: str) -> None:
+        if not isinstance(saved, Mapping):
+            raise BSRError(f"{where}: found the settings {saved!r}, expected a block")
+        for key, value in self._measuring_settings(name).items():
+            if key in saved and saved[key] != value:
+                raise BSRError(f"{where}: measured with {key} {saved[key]!r}, expected {value!r}")
+
+
+def _distances(saved: object, where: str) -> Tensor:
+    """Read saved distances."""
+    try:
+        return torch.tensor(saved, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BSRError(f"{where}: found distances that are no numbers, expected a grid of numbers") from error

@@ -212,6 +212,18 @@ def empty(state: dict[str, Any]) -> None:
     del state["jpeg"]["distances"]
 
 
+def no_block(state: dict[str, Any]) -> None:
+    state["iso"] = 5
+
+
+def words(state: dict[str, Any]) -> None:
+    state["jpeg"]["distances"] = ["a", "b"]
+
+
+def no_settings(state: dict[str, Any]) -> None:
+    state["jpeg"]["settings"] = [4]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -219,6 +231,9 @@ def empty(state: dict[str, Any]) -> None:
         (narrow, "calibration of iso: found the ranges [[0.2, 2.0]], expected [[0.2, 4.0]]"),
         (cut, "calibration of jpeg: distances of shape (8,), expected 9 or 9x9 finite numbers"),
         (empty, "calibration of jpeg: distances of shape (0,), expected 9 or 9x9 finite numbers"),
+        (no_block, "calibration of iso: found the ranges 5, expected [[0.2, 4.0]]"),
+        (words, "calibration of jpeg: found distances that are no numbers, expected a grid of numbers"),
+        (no_settings, "calibration of jpeg: found the settings [4], expected a block"),
     ],
 )
 def test_a_calibration_that_does_not_fit_is_refused(
@@ -232,6 +247,38 @@ def test_a_calibration_that_does_not_fit_is_refused(
     spoil(state)
     with pytest.raises(BSRError, match=f"^{re.escape(message)}$"):
         adaptive_everywhere().load_calibration(state)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("noise", {"scale": 2}, "scale 4, expected 2"),
+        ("noise", {"border": "mirror"}, "border 'clamp', expected 'mirror'"),
+        ("jpeg", {"round_to_8bit": False}, "round_to_8bit True, expected False"),
+        ("iso", {"kernel_size": 15}, "kernel_size 21, expected 15"),
+        ("aniso", {"kernel_size": 15}, "kernel_size 21, expected 15"),
+        (
+            "aniso",
+            {"blur_aniso": {"sigma": [0.2, 4.0], "theta": [0, 90]}},
+            f"theta [0.0, {np.pi}], expected [0.0, {np.pi / 2}]",
+        ),
+        ("noise", {"kernel_size": 15}, None),  # which noise does not depend on
+    ],
+)
+def test_a_calibration_under_other_settings_is_refused(
+    stage: str, changes: dict[str, Any], message: str | None, images: Tensor
+) -> None:
+    measured = ClassicalDegradation(4, **BLOCKS[stage], sampler={"type": "ads", "grid": 9})
+    measured.calibrate(images[:2])
+    state = json.loads(json.dumps(measured.calibration()))
+    other = ClassicalDegradation(**{"scale": 4, **BLOCKS[stage], "sampler": {"type": "ads", "grid": 9}, **changes})
+    if message is None:
+        other.load_calibration(state)
+    else:
+        with pytest.raises(BSRError, match=f"^{re.escape(f'calibration of {stage}: measured with {message}')}$"):
+            other.load_calibration(state)
+    del state[stage]["settings"]  # as it was before they were kept
+    other.load_calibration(state)
 
 
 @pytest.mark.parametrize("stage", ["iso", "jpeg"])

@@ -1,0 +1,203 @@
+"""Files that are there whole or not at all, whatever becomes of the process, the disk or the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, BinaryIO, NamedTuple, cast
+
+from bsr_plugins.errors import BSRError
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
+_DIGEST_BYTES = 32
+_CHUNK = 1 << 20  # bytes read at a time
+
+
+class Fingerprint(NamedTuple):
+    """What tells a file's content from another.
+
+    Attributes:
+        digest: BLAKE2b of the content, hexadecimal.
+        size: Bytes.
+    """
+
+    digest: str
+    size: int
+
+
+class StagedFile:
+    """A file that lies whole on the disk, under another name next to the one that it is to have.
+
+    The name is `.NAME.PID.tmp`, which no search for checkpoints takes for one.
+
+    Args:
+        file: The name that it is to have; the folder exists.
+        write: Writes the content into a stream that cannot seek, or is the content.
+
+    Attributes:
+        file: The name that it is to have.
+        temporary: The name that it has.
+        fingerprint: Of its content.
+
+    Raises:
+        BSRError: It cannot be written; nothing is left of it then.
+    """
+
+    def __init__(self, file: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
+        self.file = file
+        self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            with _reported(file):
+                self.fingerprint = self._write(write)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _write(self, write: Callable[[BinaryIO], None] | bytes) -> Fingerprint:
+        with self.temporary.open("wb") as file:
+            stream = _Stream(file)
+            if isinstance(write, bytes):
+                stream.write(write)
+            else:
+                write(cast(BinaryIO, stream))
+            if stream.error is not None:
+                raise stream.error
+            file.flush()
+            os.fsync(file.fileno())
+            return stream.fingerprint
+
+    def commit(self) -> None:
+        """Give it its name, over whatever has had it.
+
+        Raises:
+            BSRError: That cannot be done; nothing is left of it then.
+        """
+        try:
+            with _reported(self.file):
+                self.temporary.replace(self.file)
+        except BaseException:
+            self.discard()
+            raise
+        sync_folder(self.file.parent)
+
+    def discard(self) -> None:
+        """Remove it, unless it has its name already."""
+        with suppress(OSError):
+            self.temporary.unlink(missing_ok=True)
+
+
+class _Stream(io.RawIOBase):
+    """Passes bytes on to a file and fingerprints them on the way.
+
+    An error of the file is kept, as not every writer hands on what it meets; what follows it is dropped.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._size = 0
+        self.error: OSError | None = None
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(self._hash.hexdigest(), self._size)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        if self.error is None:
+            try:
+                self._file.write(view)
+            except OSError as error:
+                self.error = error
+        self._hash.update(view)
+        self._size += view.nbytes
+        return view.nbytes
+
+
+def write_atomically(file: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
+    """Write a file so that there is, at any moment, either what there was or all of the new content.
+
+    Args:
+        file: The file; its folder exists.
+        write: Writes the content into a stream that cannot seek, or is the content.
+
+    Raises:
+        BSRError: It cannot be written, e.g. as the disk is full. What there was is as it was.
+    """
+    StagedFile(file, write).commit()
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what writers have left in a folder that were killed.
+
+    Returns:
+        The files that were removed, in the order of their names; none where there is no such folder.
+
+    Raises:
+        BSRError: One cannot be removed.
+    """
+    if not folder.is_dir():
+        return []
+    leftovers = sorted(file for file in folder.iterdir() if _LEFTOVER.fullmatch(file.name) and file.is_file())
+    for file in leftovers:
+        remove(file)
+    return leftovers
+
+
+def remove(file: Path) -> None:
+    """Remove a file that may be missing.
+
+    Raises:
+        BSRError: It cannot be removed.
+    """
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise BSRError(f"{file}: cannot be removed ({error.strerror})") from error
+
+
+def fingerprint(file: Path) -> Fingerprint:
+    """Read a file and return its fingerprint.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with file.open("rb") as stream:
+        digest, size = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return Fingerprint(digest.hexdigest(), size)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have what was renamed or removed in a folder on the disk before going on.
+
+    Raises:
+        BSRError: The disk does not take it.
+    """
+    if not hasattr(os, "O_DIRECTORY"):  # a system on which folders cannot be opened
+        return
+    with _reported(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    """Turn an error of the system into one that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise BSRError(f"{file}: cannot be written ({error.strerror or error})") from error
