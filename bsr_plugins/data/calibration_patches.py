@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,15 +41,24 @@ def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
 def draw_calibration_patches(images: Sequence[ImageFile], options: PatchOptions) -> Tensor:
     """Cut squares, each out of one of evenly spread images at a place that the seed decides.
 
-    Where there are fewer images than patches, images take turns with different places.
+    With `on_bad_image: skip` another image takes the place of one that cannot be read. Where there are fewer images
+    than patches, images take turns with different places.
 
     Returns:
         (calibration_images, 3, P, P) RGB in [0, 1], P = gt_size but at most 128 pixels, a multiple of scale.
     """
     size = min(options.gt_size, _ENOUGH_PIXELS - _ENOUGH_PIXELS % options.scale)
+    replacement = options.replacement(images)
+
+    def patch(number: int, index: int) -> Tensor:
+        generator = generator_at(options.seed, "calibration", number)
+        return to_tensor(random_crop(read_image(images[index]), size, generator))
+
     patches = []
     for number in range(options.calibration_images):
-        image = images[number * len(images) // options.calibration_images]
-        generator = generator_at(options.seed, "calibration", number)
-        patches.append(to_tensor(random_crop(read_image(image), size, generator)))
+        index = number * len(images) // options.calibration_images
+        if replacement is None:
+            patches.append(patch(number, index))
+        else:
+            patches.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
     return torch.stack(patches)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bsr_plugins.data.bad_images import ON_BAD_IMAGE, Replacement
 from bsr_plugins.data.image_files import BACKENDS, ImageFile, find_images
 from bsr_plugins.degradations import Degradation, build_degradation
 from bsr_plugins.errors import BadImageError, OptionError, did_you_mean, unknown_name
@@ -65,8 +67,7 @@ class ImageOptions(ABC):
             OptionError: A root is missing or holds no image.
             BadImageError: An image's header is unreadable, or its size will not do.
         """
-        roots = [str(root) for root in self._roots()]
-        images = find_images(roots, self.io_backend["type"], self.phase, self.where("dataroot_gt"))
+        images = self._list_images(None)
         for image in images:
             self._check_size(image)
         return images
@@ -82,6 +83,10 @@ class ImageOptions(ABC):
                 f"{self.where('degradation')}: {self.degradation!r}, expected a block with the key 'type'"
             )
         return build_degradation(self.degradation, self.scale, self.where("degradation"))
+
+    def _list_images(self, bad: list[str] | None) -> list[ImageFile]:
+        roots = [str(root) for root in self._roots()]
+        return find_images(roots, self.io_backend["type"], self.phase, self.where("dataroot_gt"), bad)
 
     @abstractmethod
     def _check_size(self, image: ImageFile) -> None:
@@ -113,6 +118,7 @@ class PatchOptions(ImageOptions):
     use_rot: bool
     num_views: int | None = None
     calibration_images: int = 32
+    on_bad_image: str = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +127,7 @@ class PatchOptions(ImageOptions):
         if self.gt_size % self.scale:
             raise OptionError(f"{self.where('gt_size')}: {self.gt_size}, expected a multiple of scale {self.scale}")
         integer(self.calibration_images, self.where("calibration_images"), low=1)
+        self._one_of("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
         self._boolean("use_hflip")
         self._boolean("use_rot")
         if self.degrade_on == "device":
@@ -129,6 +136,42 @@ class PatchOptions(ImageOptions):
             self._no_use("num_views", "degrade_on: worker (one view an item)")
         if self.num_views is not None:
             integer(self.num_views, self.where("num_views"), low=1)
+
+    def find_images(self) -> list[ImageFile]:
+        """List the dataset's images; with `on_bad_image: skip`, those that are not seen to be bad.
+
+        Raises:
+            OptionError: A root is missing or holds no image.
+            BadImageError: An image's header is unreadable, or its size will not do; with `skip`, that of all images.
+        """
+        return self.sift_images()[0]
+
+    def sift_images(self) -> tuple[list[ImageFile], list[str]]:
+        """List the images as `find_images` does, and what is wrong with those that it leaves out.
+
+        Raises:
+            OptionError: See `find_images`.
+            BadImageError: See `find_images`.
+        """
+        if self.on_bad_image == "error":
+            return super().find_images(), []
+        good, bad = [], list[str]()
+        for image in self._list_images(bad):
+            try:
+                self._check_size(image)
+            except BadImageError as error:
+                bad.append(str(error))
+            else:
+                good.append(image)
+        if not good:
+            raise BadImageError(f"{bad[0]} (and none of the {len(bad)} images of dataset '{self.name}' can be used)")
+        return good, bad
+
+    def replacement(self, images: Sequence[ImageFile]) -> Replacement | None:
+        """Make what takes another one of the images in the place of a bad one; None if a bad one is an error."""
+        if self.on_bad_image == "error":
+            return None
+        return Replacement(f"dataset '{self.name}'", len(images), self.seed, partial(_path_of, images))
 
     def check_degradation(self, degradation: Degradation) -> None:
         """Check that patches are large enough for a degradation.
@@ -147,6 +190,10 @@ class PatchOptions(ImageOptions):
             raise BadImageError(
                 f"{image.path}: is {image.width}x{image.height}, expected both sides at least gt_size {self.gt_size}"
             )
+
+
+def _path_of(images: Sequence[ImageFile], number: int, _error: BadImageError) -> str:
+    return images[number].path
 
 
 @dataclass(frozen=True, kw_only=True)

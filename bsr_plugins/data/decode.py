@@ -21,6 +21,10 @@ _JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
 
 
+class DepthError(BadImageError):
+    """An image file is whole, but its pixels are neither of 8 nor of 16 bits unsigned."""
+
+
 def decode(data: bytes, path: str) -> Pixels:
     """Decode an image with OpenCV.
 
@@ -36,7 +40,8 @@ def decode(data: bytes, path: str) -> Pixels:
         (H, W, 3) RGB pixels, 8 or 16 bits unsigned.
 
     Raises:
-        BadImageError: The data is no image, or truncated, or has pixels other than 8 or 16 bits unsigned.
+        BadImageError: The data is no image, or truncated, or (a `DepthError`) has pixels other than 8 or 16 bits
+            unsigned.
     """
     pixels = _opencv(data, _FLAGS)
     if pixels is None:
@@ -45,7 +50,7 @@ def decode(data: bytes, path: str) -> Pixels:
         if pixels is None or pixels.dtype in _DEPTHS:
             raise BadImageError(f"{path}: cannot be decoded, expected a whole image file ({len(data)} bytes given)")
     if pixels.dtype not in _DEPTHS:
-        raise BadImageError(f"{path}: has {pixels.dtype} pixels, expected 8 or 16 bits unsigned")
+        raise DepthError(f"{path}: has {pixels.dtype} pixels, expected 8 or 16 bits unsigned")
     rgb: Pixels = pixels[..., ::-1]
     return rgb
 

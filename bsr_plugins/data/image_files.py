@@ -17,8 +17,8 @@ from bsr_plugins.errors import BadImageError, OptionError
 
 BACKENDS = ("disk", "lmdb")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LMDB_ENDING = ".lmdb"
 
-_LMDB_ENDING = ".lmdb"
 _LMDB_FILES = ("data.mdb", "meta_info.txt")
 _META_LINE = re.compile(r"(?P<key>.+)\.\w+ \((?P<height>\d+), ?(?P<width>\d+), ?\d+\) \d+")
 
@@ -43,7 +43,9 @@ class ImageFile(NamedTuple):
     width: int
 
 
-def find_images(roots: Sequence[str], backend: str, phase: str, where: str) -> list[ImageFile]:
+def find_images(
+    roots: Sequence[str], backend: str, phase: str, where: str, bad: list[str] | None = None
+) -> list[ImageFile]:
     """List the images of all roots: the roots in their order, the images of each sorted by name.
 
     On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
@@ -55,6 +57,7 @@ def find_images(roots: Sequence[str], backend: str, phase: str, where: str) -> l
         backend: `disk` or `lmdb`.
         phase: Chooses the split of the demo photographs.
         where: The option that names the roots, for messages.
+        bad: If given, files whose header cannot be read are left out, and what is wrong with them is added to it.
 
     Raises:
         OptionError: A root is missing, is of the wrong kind, or holds no image.
@@ -62,43 +65,69 @@ def find_images(roots: Sequence[str], backend: str, phase: str, where: str) -> l
     """
     images: list[ImageFile] = []
     for root in roots:
-        found = _in_lmdb(root, where) if backend == "lmdb" else _on_disk(root, phase, where)
-        if not found:
-            raise OptionError(f"{where}: '{root}' holds no image, expected files ending in {', '.join(ENDINGS)}")
-        images += found
+        images += images_in_lmdb(root, where) if backend == "lmdb" else _on_disk(root, phase, where, bad)
     return images
 
 
-def _on_disk(root: str, phase: str, where: str) -> list[ImageFile]:
+def _on_disk(root: str, phase: str, where: str, bad: list[str] | None) -> list[ImageFile]:
     if root == DEMO:
         files = demo_photographs(phase, where)
         folder = files[0].parent
     else:
         folder = Path(root).expanduser()
-        if not folder.is_dir():
-            raise OptionError(f"{where}: '{root}' is missing or no folder, expected a folder of images or '{DEMO}'")
-        if folder.suffix == _LMDB_ENDING:
-            raise OptionError(f"{where}: '{root}' is an LMDB, which needs io_backend: {{type: lmdb}}")
-        files = sorted(_files_below(folder), key=lambda file: file.relative_to(folder).as_posix())
+        files = files_in_folder(root, where)
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(_size_from_header, files))
-    return [
-        ImageFile(str(file), file.relative_to(folder).with_suffix("").as_posix(), str(file), "", height, width)
-        for file, (height, width) in zip(files, sizes, strict=True)
-    ]
+        sizes = list(pool.map(_size_or_error, files))
+    images = []
+    for file, size in zip(files, sizes, strict=True):
+        if not isinstance(size, BadImageError):
+            images.append(ImageFile(str(file), name_below(folder, file), str(file), "", *size))
+        elif bad is None:
+            raise size
+        else:
+            bad.append(str(size))
+    return images
 
 
-def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the images below a folder; a link to one of the folders `above` is not followed again."""
+def files_in_folder(root: str, where: str) -> list[Path]:
+    """List the image files below a folder as `find_images` does, opening none.
+
+    Raises:
+        OptionError: The folder is missing, is an LMDB, or holds no image.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise OptionError(f"{where}: '{root}' is missing or no folder, expected a folder of images or '{DEMO}'")
+    if folder.suffix == LMDB_ENDING:
+        raise OptionError(f"{where}: '{root}' is an LMDB, which needs io_backend: {{type: lmdb}}")
+    files = [file for file in files_below(folder) if file.suffix.lower() in ENDINGS]
+    if not files:
+        raise OptionError(f"{where}: '{root}' holds no image, expected files ending in {', '.join(ENDINGS)}")
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder but hidden ones; a link to one of the folders `above` is not followed again."""
     above |= {folder.resolve()}
     for entry in folder.iterdir():
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            if entry.resolve() not in above:
-                yield from _files_below(entry, above)
-        elif entry.suffix.lower() in ENDINGS:
+        if not entry.is_dir():
             yield entry
+        elif entry.resolve() not in above:
+            yield from files_below(entry, above)
+
+
+def name_below(folder: Path, file: Path) -> str:
+    """Return a file's place below a folder, `/` between folders, without the ending."""
+    return file.relative_to(folder).with_suffix("").as_posix()
+
+
+def _size_or_error(file: Path) -> tuple[int, int] | BadImageError:
+    try:
+        return _size_from_header(file)
+    except BadImageError as error:
+        return error
 
 
 def _size_from_header(file: Path) -> tuple[int, int]:
@@ -115,10 +144,15 @@ def _size_from_header(file: Path) -> tuple[int, int]:
         return height, width
 
 
-def _in_lmdb(root: str, where: str) -> list[ImageFile]:
+def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
+    """List the images of an LMDB as `find_images` does.
+
+    Raises:
+        OptionError: It is missing, is no LMDB of BasicSR's tool, or holds no image.
+    """
     folder = Path(root).expanduser()
-    if folder.suffix != _LMDB_ENDING or not folder.is_dir():
-        raise OptionError(f"{where}: '{root}' is missing or no LMDB, expected a folder ending in {_LMDB_ENDING}")
+    if folder.suffix != LMDB_ENDING or not folder.is_dir():
+        raise OptionError(f"{where}: '{root}' is missing or no LMDB, expected a folder ending in {LMDB_ENDING}")
     for file in _LMDB_FILES:
         if not (folder / file).is_file():
             raise OptionError(f"{where}: '{root}' lacks {file}, expected an LMDB made by BasicSR's tool")
@@ -130,6 +164,8 @@ def _in_lmdb(root: str, where: str) -> list[ImageFile]:
             raise OptionError(f"{where}: '{folder / 'meta_info.txt'}' says {line!r}, expected 'KEY.png (H,W,C) LEVEL'")
         key = match["key"]
         images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(match["height"]), int(match["width"])))
+    if not images:
+        raise OptionError(f"{where}: '{root}' holds no image, expected lines in its meta_info.txt")
     return sorted(images, key=lambda image: image.key)
 
 

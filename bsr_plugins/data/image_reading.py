@@ -60,14 +60,23 @@ def read_image(image: ImageFile) -> Pixels:
         BadImageError: The image is missing, unreadable, truncated, of an unknown depth, or not of the size it
             was listed with.
     """
-    try:
-        data = _clients.get(image.lmdb).get(image.key)
-    except (OSError, lmdb.Error) as error:
-        raise BadImageError(f"{image.path}: cannot be read ({error})") from error
-    if data is None:
-        raise BadImageError(f"{image.path}: the LMDB has no such key, though its meta_info.txt lists it")
-    pixels = decode(data, image.path)
+    pixels = decode(read_bytes(image), image.path)
     height, width, _ = pixels.shape
     if sorted((height, width)) != sorted((image.height, image.width)):
         raise BadImageError(f"{image.path}: is {width}x{height}, but was listed as {image.width}x{image.height}")
     return pixels
+
+
+def read_bytes(image: ImageFile) -> bytes:
+    """Read what is stored of an image.
+
+    Raises:
+        BadImageError: It is missing or cannot be read.
+    """
+    try:
+        data: bytes | None = _clients.get(image.lmdb).get(image.key)
+    except (OSError, lmdb.Error) as error:
+        raise BadImageError(f"{image.path}: cannot be read ({error})") from error
+    if data is None:
+        raise BadImageError(f"{image.path}: the LMDB has no such key, though its meta_info.txt lists it")
+    return data

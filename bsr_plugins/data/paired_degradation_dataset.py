@@ -31,7 +31,13 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
 
     Phase `train` gives random patches of `gt_size` pixels a side (a multiple of scale), one item an image.
     `use_hflip` mirrors left and right, `use_rot` top and bottom and rows with columns, each with probability
-    1/2.
+    1/2. `on_bad_image` says what happens to files that are no whole image, or too small:
+
+    - `error` (default) names the file and ends the run.
+    - `skip` leaves out at the start what is seen to be bad by its header, and logs it. What turns out later to
+      be bad is logged by the process that reads it, and another image is taken, which one being a function of
+      `seed`, epoch and place. Items have the key `skipped` then: the bad files, one a line, for the most part
+      none. It is still an error if all images are bad.
 
     - `degrade_on: worker`: the block `degradation` is applied here. An item is what BasicSR's own models
       expect: `lq` (3, gt_size / scale, gt_size / scale), `gt` (3, gt_size, gt_size), `lq_path`, `gt_path`. A
@@ -64,7 +70,7 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
 
     Raises:
         OptionError: The options cannot be used, or a folder is missing or empty.
-        BadImageError: An image's header is unreadable, or its size will not do.
+        BadImageError: An image's header is unreadable, or its size will not do (with `skip`: that of all).
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -85,7 +91,7 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
         """Make the item of an index.
 
         Raises:
-            BadImageError: The image is unreadable or truncated.
+            BadImageError: The image is unreadable or truncated (with `skip`: all are).
         """
         if isinstance(self._items, WholeImages):
             return self._items.item(index)

@@ -8,14 +8,15 @@ class PositionedIndex(int):
 
     It is the plain index in every other way: equal to it, hashing like it, printing like it, good for
     indexing, and arithmetic on it gives plain integers. A dataset that draws its random numbers from `epoch`
-    and `position` draws the same ones for any number of workers, and other ones in the next epoch. (BasicSR's
-    trainer resumes at the beginning of an epoch, also where it had stopped in the middle of it.)
+    and `position` draws the same ones for any number of workers, and other ones in the next epoch. The engine's loop
+    goes on at the position at which a run was stopped. (BasicSR's own trainer resumes at the beginning of an epoch,
+    also where it had stopped in the middle of it.)
 
     Attributes:
         epoch: The epoch, from 0.
         position: The place in the epoch's shuffled order over all ranks, from 0. It differs between the ranks
             and between the repeats of a sample by `dataset_enlarge_ratio`, so (epoch, position) does not
-            occur twice in a run that is not resumed.
+            occur twice in a run, unless BasicSR's own trainer resumes it.
     """
 
     epoch: int

@@ -5,22 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import bsr_plugins
 from bsr_plugins.data.dataset_options import WholeImageOptions
@@ -29,11 +22,10 @@ from bsr_plugins.data.demo import DEMO
 from bsr_plugins.data.image_files import distinct_names
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.data.whole_images import WholeImages
+from bsr_plugins.data.worker_pool import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options import integer
-
-T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -102,7 +94,7 @@ def make_test_set(request: SetRequest, processes: int = 1, progress: bool = Fals
     integer(processes, "processes", 1)
     maker = _Maker(request)
     _check_out(request)
-    with _workers(maker, min(processes, len(maker.images))) as run:
+    with worker_pool(maker, len(maker.images), min(processes, len(maker.images))) as run:
         sources = run(_Maker.inspect, "reading", progress)
         manifest = maker.manifest(sources)
         _begin(request.out, manifest)
@@ -194,64 +186,6 @@ class _Maker:
 def _described(setting: Setting) -> dict[str, float]:
     """Return a setting's parameters but the seed of its noise, which differs between images."""
     return {key: float(value[0]) for key, value in setting.params.items() if key != "noise_seed"}
-
-
-Run = Callable[[Callable[[_Maker, int], Any], str, bool], list[Any]]
-_maker_here: list[_Maker] = []
-
-
-@contextmanager
-def _workers(maker: _Maker, processes: int) -> Iterator[Run]:
-    """Give what calls a method of the maker for all images, each process with one thread.
-
-    Sums depend on the number of threads in the last digits, and so might a pixel.
-    """
-    numbers = range(len(maker.images))
-
-    def with_bar(results: Iterator[T], title: str, progress: bool) -> list[T]:
-        return list(tqdm(results, title, total=len(numbers), unit="image", disable=not progress))
-
-    if processes == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield lambda method, title, progress: with_bar((method(maker, n) for n in numbers), title, progress)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    with ProcessPoolExecutor(processes, _context(), _start, (maker,)) as pool:
-
-        def run(method: Callable[[_Maker, int], T], title: str, progress: bool) -> list[T]:
-            return with_bar(pool.map(_call, [method] * len(numbers), numbers), title, progress)
-
-        try:
-            yield run
-        except BrokenProcessPool as error:
-            raise BSRError(
-                f"processes: one of {processes} ended abruptly, expected enough memory for all (or ask for fewer)"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _context() -> BaseContext:
-    """Choose how processes begin: not as forks of this one, whose torch may have threads, which forks lack."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imported once for all
-    return context
-
-
-def _start(maker: _Maker) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process above is interrupted too, and ends these
-    torch.set_num_threads(1)
-    _maker_here[:] = [maker]
-
-
-def _call(method: Callable[[_Maker, int], T], number: int) -> T:
-    return method(_maker_here[0], number)
 
 
 def _check_out(request: SetRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bsr_plugins.data.bad_images import SKIPPED, log_left_out
 from bsr_plugins.data.calibration_patches import draw_calibration_patches
 from bsr_plugins.data.dataset_options import PatchOptions
 from bsr_plugins.data.decode import Pixels
@@ -22,7 +23,9 @@ class TrainPatches:
         self._degradation = options.build_degradation() if options.degrade_on == "worker" else None
         if self._degradation is not None:
             options.check_degradation(self._degradation)
-        self._images = options.find_images()
+        self._images, left_out = options.sift_images()
+        log_left_out(f"dataset '{options.name}'", left_out, len(self._images) + len(left_out))
+        self._replacement = options.replacement(self._images)
         self._names = distinct_names(self._images)
         if self._degradation is not None and self._degradation.needs_calibration:
             self._degradation.calibrate(draw_calibration_patches(self._images, options))
@@ -34,8 +37,14 @@ class TrainPatches:
         """Make the item of an image; epoch and position decide its random draws.
 
         Raises:
-            BadImageError: The image cannot be read.
+            BadImageError: The image cannot be read, and no other takes its place.
         """
+        if self._replacement is None:
+            return self._item(index, epoch, position)
+        item, skipped = self._replacement.take(index, lambda other: self._item(other, epoch, position), epoch, position)
+        return item | {SKIPPED: "\n".join(skipped)}
+
+    def _item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
         image = self._images[index]
         pixels = read_image(image)
         generator = generator_at(self._options.seed, "patches", epoch, position)

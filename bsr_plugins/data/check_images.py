@@ -1,0 +1,272 @@
+"""Check every image of a data set before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from bsr_plugins.data.decode import DepthError, Pixels, decode
+from bsr_plugins.data.image_files import (
+    ENDINGS,
+    LMDB_ENDING,
+    ImageFile,
+    files_below,
+    files_in_folder,
+    images_in_lmdb,
+    name_below,
+)
+from bsr_plugins.data.image_reading import read_bytes
+from bsr_plugins.data.unusual_images import HEADER_ERRORS, kinds_of_image
+from bsr_plugins.data.worker_pool import worker_pool
+from bsr_plugins.errors import BadImageError, OptionError
+from bsr_plugins.options import integer
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRequest:
+    """What is to be checked.
+
+    Attributes:
+        roots: Folders of images, searched with their sub-folders, or LMDBs of BasicSR's tool.
+        lq: The LQ images of the one root, in a folder or LMDB of their own.
+        lq_name: What an LQ image is called, `{}` standing for the name of its GT image.
+        gt_size: The least that both sides of an image must have.
+        scale: What both sides must be multiples of; with `lq`, how much larger a GT image is.
+    """
+
+    roots: tuple[str, ...]
+    lq: str | None = None
+    lq_name: str = "{}"
+    gt_size: int | None = None
+    scale: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("gt_size", "scale"):
+            if getattr(self, name) is not None:
+                integer(getattr(self, name), name, 1)
+        if self.lq is not None and self.scale is None:
+            raise OptionError("scale: is missing, expected one with lq")
+        if self.lq is not None and len(self.roots) > 1:
+            raise OptionError(f"lq: {self.lq!r} with {len(self.roots)} folders, expected one folder of GT images")
+        if "{}" not in self.lq_name:
+            raise OptionError(f"lq_name: {self.lq_name!r}, expected {{}} in it, for the name of the GT image")
+
+
+class Fault(NamedTuple):
+    """A bad file, and what is wrong with it."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        count: The number of images.
+        faults: The bad ones; a file may have several faults.
+        kinds: How many whole images are greyscale, have alpha, or more than 8 bits a channel.
+        sizes: How many whole images there are of each size (height, width), as decoded.
+        others: Files with endings of no image, which were not checked.
+    """
+
+    count: int
+    faults: tuple[Fault, ...]
+    kinds: Counter[str]
+    sizes: Counter[tuple[int, int]]
+    others: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as text: a line for each fault, then the counts."""
+        for fault in self.faults:
+            yield f"{fault.path}: {fault.reason}"
+        yield f"{self.count} images checked, {len({fault.path for fault in self.faults})} bad"
+        if self.sizes:
+            by_area = sorted(self.sizes, key=lambda size: size[0] * size[1])
+            (least_height, least_width), (height, width) = by_area[0], by_area[-1]
+            yield f"sizes: {len(self.sizes)}, from {least_width}x{least_height} to {width}x{height}"
+        if self.kinds:
+            yield "unusual: " + ", ".join(f"{count} {kind}" for kind, count in sorted(self.kinds.items()))
+        if self.others:
+            more = f" and {len(self.others) - _LISTED} more" if len(self.others) > _LISTED else ""
+            yield (
+                f"not checked, as they do not end like images (BasicSR's own datasets read all files of a folder): "
+                f"{', '.join(self.others[:_LISTED])}{more}"
+            )
+
+
+def check_images(request: CheckRequest, processes: int = 1, progress: bool = False) -> Report:
+    """Decode every image to its end and list all that a training run would stumble over.
+
+    Faults are: files that cannot be read, are empty, no image, truncated, of another depth than 8 or 16 bits unsigned,
+    smaller than `gt_size`, no multiples of `scale`, not of the size that their LMDB lists, or have the same name as
+    another file of their folder but for the ending and case. With `lq`: images without a partner of the same name, and
+    partners whose sizes do not differ by the scale.
+
+    Args:
+        request: What is to be checked.
+        processes: Processes to work in; 1 for this one.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        OptionError: A folder is missing or holds no image.
+        BSRError: A process died.
+        OSError: A folder cannot be listed.
+    """
+    integer(processes, "processes", 1)
+    sets = [_list_images(root) for root in request.roots]
+    if request.lq is not None:
+        sets.append(_list_images(request.lq))
+    images = [image for images in sets for image in images]
+    lq_count = 0 if request.lq is None else len(sets[-1])
+    checker = _Checker(images, len(images) - lq_count, request)
+    with worker_pool(checker, len(images), min(processes, len(images))) as run:
+        results: list[_Seen] = run(_Checker.check, "checking", progress)
+    faults = [Fault(image.path, seen.reason) for image, seen in zip(images, results, strict=True) if seen.reason]
+    for one in sets:
+        faults += _equal_names(one)
+    if request.lq is not None:
+        sizes = {image.path: seen.size for image, seen in zip(images, results, strict=True)}
+        faults += _unpaired(sets[0], sets[1], sizes, request)
+    return Report(
+        len(images),
+        tuple(faults),
+        Counter(kind for seen in results for kind in seen.kinds),
+        Counter(seen.size for seen in results if seen.size is not None),
+        tuple(file for root in (*request.roots, request.lq) if root is not None for file in _other_files(root)),
+    )
+
+
+class _Seen(NamedTuple):
+    """What was seen of an image: its size if it can be decoded, its kinds, and what is wrong with it, if anything."""
+
+    size: tuple[int, int] | None
+    kinds: tuple[str, ...]
+    reason: str
+
+
+class _Checker:
+    """Checks one image after the other; sent to every process. The images from `num_gt` on are LQ."""
+
+    def __init__(self, images: Sequence[ImageFile], num_gt: int, request: CheckRequest) -> None:
+        self._images = images
+        self._num_gt = num_gt
+        self._request = request
+
+    def check(self, number: int) -> _Seen:
+        image = self._images[number]
+        try:
+            data = read_bytes(image)
+            height, width, _ = _decoded(data, image.path).shape
+        except BadImageError as error:
+            return _Seen(None, (), str(error).removeprefix(f"{image.path}: "))
+        return _Seen((height, width), _kinds(data), self._why_unfit(image, height, width, number < self._num_gt))
+
+    def _why_unfit(self, image: ImageFile, height: int, width: int, is_gt: bool) -> str:
+        request, size = self._request, f"is {width}x{height}"
+        if image.lmdb and sorted((height, width)) != sorted((image.height, image.width)):
+            return f"{size}, but was listed as {image.width}x{image.height}"
+        if not is_gt:  # its size is compared with the other one's
+            return ""
+        if request.gt_size is not None and min(height, width) < request.gt_size:
+            return f"{size}, expected both sides at least gt_size {request.gt_size}"
+        if request.scale is not None and (height % request.scale or width % request.scale):
+            return f"{size}, expected multiples of scale {request.scale}"
+        return ""
+
+
+def _decoded(data: bytes, path: str) -> Pixels:
+    """Decode an image as `decode` does, and tell more of why it cannot be."""
+    if not data:
+        raise BadImageError(f"{path}: is empty (0 bytes)")
+    try:
+        return decode(data, path)
+    except DepthError:
+        raise
+    except BadImageError as error:
+        raise BadImageError(f"{path}: {_what_it_is(data)}") from error
+
+
+def _what_it_is(data: bytes) -> str:
+    """Describe what cannot be decoded."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return f"is truncated or damaged ({image.format}, {len(data)} bytes)"
+    except HEADER_ERRORS:
+        return f"is no image ({len(data)} bytes)"
+
+
+def _kinds(data: bytes) -> tuple[str, ...]:
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return tuple(kinds_of_image(image))
+    except HEADER_ERRORS:  # Pillow does not know all that OpenCV reads
+        return ()
+
+
+def _list_images(root: str) -> list[ImageFile]:
+    """List the images of a folder or LMDB; the sizes of files are not read yet."""
+    if Path(root).suffix == LMDB_ENDING:
+        return images_in_lmdb(root, "folder")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise OptionError(f"folder: '{root}' is missing or no folder, expected a folder of images or an LMDB")
+    files = files_in_folder(root, "folder")
+    return [ImageFile(str(file), name_below(folder, file), str(file), "", 0, 0) for file in files]
+
+
+def _other_files(root: str) -> list[str]:
+    if Path(root).suffix == LMDB_ENDING:
+        return []
+    files = files_below(Path(root).expanduser())
+    return sorted(str(file) for file in files if file.suffix.lower() not in ENDINGS)
+
+
+def _equal_names(images: Sequence[ImageFile]) -> list[Fault]:
+    first: dict[str, str] = {}
+    faults = []
+    for image in images:
+        name = image.name.casefold()
+        if name in first:
+            faults.append(Fault(image.path, f"has the same name as {first[name]}"))
+        first.setdefault(name, image.path)
+    return faults
+
+
+def _unpaired(
+    gt: Sequence[ImageFile],
+    lq: Sequence[ImageFile],
+    sizes: dict[str, tuple[int, int] | None],
+    request: CheckRequest,
+) -> list[Fault]:
+    """Return the faults of images that have no partner, or one of another size."""
+    partners = {image.name: image for image in lq}
+    faults = []
+    for image in gt:
+        place = PurePosixPath(image.name)
+        name = str(place.with_name(request.lq_name.replace("{}", place.name)))
+        partner = partners.pop(name, None)
+        if partner is None:
+            faults.append(Fault(image.path, f"has no LQ image {name} in {request.lq}"))
+            continue
+        size, lq_size = sizes[image.path], sizes[partner.path]
+        assert request.scale is not None
+        if size and lq_size and size != (lq_size[0] * request.scale, lq_size[1] * request.scale):
+            faults.append(
+                Fault(
+                    partner.path,
+                    f"is {lq_size[1]}x{lq_size[0]}, expected 1/{request.scale} of {image.path}, "
+                    f"which is {size[1]}x{size[0]}",
+                )
+            )
+    faults += [Fault(image.path, f"has no GT image in {request.roots[0]}") for image in partners.values()]
+    return faults
