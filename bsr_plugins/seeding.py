@@ -22,7 +22,7 @@ def derive_seed(seed: int, purpose: str, *position: int | str) -> int:
     Args:
         seed: The run's `manual_seed`.
         purpose: What the draw is for, e.g. `crop`.
-        position: Where the draw is, e.g. iteration and rank, or epoch and sample.
+        position: Where the draw is, e.g. the iteration, or epoch and sample.
     """
     # numbers as plain ints: NumPy's are written differently, and not alike in all its versions
     places = (place if isinstance(place, str) else index(place) for place in position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bsr_plugins.options import integer, number
 from bsr_plugins.registration import register
@@ -11,6 +12,16 @@ from bsr_plugins.registration import register
 _LAYERS = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # width in units of num_feat, stride
 _NEGATIVE_SLOPE = 0.1
 _LOWEST_IMG_RANGE = 1e-3
+
+
+class _NormalisedConv2d(nn.Conv2d):
+    """A convolution in front of a batch normalisation: in training mode its bias has the gradient 0, as it should."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias
+        if self.training and bias is not None:
+            bias = bias.detach() + 0 * bias
+        return F.conv2d(x, self.weight, bias, self.stride, self.padding)
 
 
 @register(ARCH_REGISTRY)
@@ -24,6 +35,9 @@ class ContrastiveEncoder(nn.Module):
 
     Shape: images (B, num_in_ch, h, w) of any size to representations (B, 4·num_feat). In training mode batch
     normalisation wants more than one value per channel: a single image must have a side above 4 pixels.
+
+    In training mode batch normalisation takes the biases of the convolutions out again, and their gradients are 0. They
+    would be rounding errors otherwise, of which Adam makes whole steps.
 
     Args:
         num_in_ch: Channels of the image.
@@ -45,7 +59,7 @@ class ContrastiveEncoder(nn.Module):
         layers: list[nn.Module] = []
         for factor, stride in _LAYERS:
             layers += [
-                nn.Conv2d(width, factor * num_feat, 3, stride, 1),
+                _NormalisedConv2d(width, factor * num_feat, 3, stride, 1),
                 nn.BatchNorm2d(factor * num_feat),
                 nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True),
             ]

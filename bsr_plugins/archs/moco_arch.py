@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from mmengine.dist import all_gather
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options import build_from_block, integer, number
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
+from bsr_plugins.whole_batch import gather_batch
 
 _NEGATIVE_SLOPE = 0.1
 _QUEUE_SEED = 0
@@ -28,7 +28,8 @@ class MoCo(nn.Module):
     A network for training only, the option file's `network_moco`: the projection head of the queries, a key
     encoder and key projection that follow the trained ones with momentum, and a queue of past keys. All of it
     is in the state dict, so a resumed run meets the queue it left; DASR's released code loses queue and key
-    encoder, does not gather keys over GPUs and lets the key encoder stand still under data parallelism.
+    encoder, does not gather keys over GPUs and lets the key encoder stand still under data parallelism. Batch
+    normalisation in the encoders sees a rank's part of the batch; the training models let it see all ranks'.
 
     The order of a step, which keeps the queue unchanged for as long as autograd needs it:
 
@@ -133,8 +134,8 @@ class MoCo(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """Put the keys of all ranks into the queue, in the place of the oldest.
 
-        All ranks get the same queue: the keys of rank 0 come first. The queue goes round at its end, wherever
-        that falls in the batch.
+        All ranks get the same queue, which is that of one process with their batches together. The queue goes
+        round at its end, wherever that falls in the batch.
 
         Args:
             keys: Keys (B, dim) or (B, M, dim), as many on each rank.
@@ -142,7 +143,7 @@ class MoCo(nn.Module):
         Raises:
             BSRError: There are more keys than places.
         """
-        gathered = torch.cat(all_gather(keys.detach().flatten(0, -2).contiguous()))
+        gathered = gather_batch(keys.detach()).flatten(0, -2)
         count, size = len(gathered), self.queue.shape[1]
         if count > size:
             raise BSRError(

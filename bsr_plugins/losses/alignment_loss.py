@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -13,6 +14,7 @@ from bsr_plugins.losses.alignment_distance import SpatialDistance, Weights, pool
 from bsr_plugins.options import integer, number
 from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
+from bsr_plugins.whole_batch import gather_batch
 
 STATISTICS = ("spatial", "pooled")
 TERMS = ("linear_mean", "linear_covariance", "nonlinear_mean", "nonlinear_covariance")
@@ -41,7 +43,9 @@ class AlignmentLoss(nn.Module):
     shared by its channels, and n values φ per channel; ωx + φ is shifted and scaled to [0, π/2] over the channels of
     each vector, and the feature is `√(2/n) · (cos + sin)` of that. The released n is 1.
 
-    Under `torch.distributed` each rank's loss is that of its own part of the batch.
+    Under `torch.distributed` the spatial loss is that of a rank's own part of the batch, as each image stands alone,
+    and the mean over the ranks is that of one process. The pooled loss is that of the batch of all ranks, gathered with
+    gradient, on every rank; see `RepresentationLoss`.
 
     Args:
         loss_weight: Factor on all terms, at least 0; the released code's is 1.
@@ -105,12 +109,13 @@ class AlignmentLoss(nn.Module):
             raise BSRError(f"AlignmentLoss: features {shapes}, expected two equal shapes (B, C, H, W)")
         return self.measure(torch.cat([features, others]), generator)[0]
 
-    def measure(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def measure(self, features: Tensor, generator: torch.Generator, views: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the weighted terms, in float32 at least, under autocast too.
 
         Args:
             features: (2·B, C, H, W): images under one degradation, then the same images under another.
-            generator: CPU generator of ω, φ and of where to begin with a stride.
+            generator: CPU generator of ω, φ and of where to begin with a stride, in the same state on every rank.
+            views: How many images, one after another, are one sample's; it tells the order of all ranks' images.
 
         Returns:
             The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient the terms that
@@ -121,21 +126,33 @@ class AlignmentLoss(nn.Module):
         """
         if features.dim() != 4 or len(features) % 2:
             raise BSRError(f"AlignmentLoss: features {tuple(features.shape)}, expected (2·B, C, H, W)")
-        batch, channels = len(features) // 2, features.shape[1]
-        if self.statistics == "pooled" and batch < 2:
-            raise BSRError(f"AlignmentLoss: a batch of {batch}, expected at least 2 images with statistics: pooled")
         with torch.autocast(features.device.type, enabled=False):
-            features = self._thin_out(features, generator)
-            features = at_least_float32(features)
-            omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
-            linear, nonlinear = self._weights_of("linear"), self._weights_of("nonlinear")
-            if self.statistics == "spatial":
-                mean_of = linear.scaled_by(1 / batch), nonlinear.scaled_by(1 / batch)
-                total, terms = SpatialDistance.apply(features.flatten(2), omega, phi, *mean_of)
-            else:
-                total, terms = pooled_distance(features.mean(dim=(2, 3)), omega, phi, linear, nonlinear)
+            features = at_least_float32(self._thin_out(features, generator))
+            measure = self._measure_spatial if self.statistics == "spatial" else partial(self._measure_pooled, views)
+            total, terms = measure(features, generator)
         named = zip(self.weights.items(), terms, strict=True)
         return total, {name: term for (name, weight), term in named if weight > 0}
+
+    def _measure_spatial(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Compare (2·B, C, H, W); returns the loss and its terms (4,)."""
+        batch, channels = len(features) // 2, features.shape[1]
+        omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
+        weights = [self._weights_of(mapped).scaled_by(1 / batch) for mapped in ("linear", "nonlinear")]
+        found: tuple[Tensor, Tensor] = SpatialDistance.apply(features.flatten(2), omega, phi, *weights)
+        return found
+
+    def _measure_pooled(self, views: int, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Compare (2·B, C, H, W) of all ranks; returns the loss and its terms (4,)."""
+        # Samples first, so that the ranks' samples are put together, and with them both degradations and all views.
+        local = features.mean(dim=(2, 3)).unflatten(0, (2, -1, views)).transpose(0, 1)
+        vectors = gather_batch(local).transpose(0, 1).flatten(0, 2)
+        batch, channels = len(vectors) // 2, vectors.shape[1]
+        if batch < 2:
+            raise BSRError(
+                f"AlignmentLoss: a batch of {batch} over all ranks, expected at least 2 images with statistics: pooled"
+            )
+        omega, phi = (draw.to(vectors) for draw in self._draw(batch, channels, generator))
+        return pooled_distance(vectors, omega, phi, self._weights_of("linear"), self._weights_of("nonlinear"))
 
     def _thin_out(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Take every s-th row and column of (B, C, H, W)."""

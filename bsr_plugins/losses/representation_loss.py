@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from bsr_plugins.errors import BSRError, unknown_name
 from bsr_plugins.options import boolean, integer, number
 from bsr_plugins.registration import register
+from bsr_plugins.whole_batch import gather_batch
 
 Sampler = Callable[[int, int, torch.Generator], Tensor]
 
@@ -41,43 +42,6 @@ DISTRIBUTIONS: dict[str, Sampler] = {"gaussian": _gaussian, "uniform": _uniform,
 N(0, 1), U(0, 1) and the exponential of rate 1, independent in each component. The paper names the three and gives
 no parameters; that these standard forms are meant is our reading.
 """
-
-
-class _GatherWithGradient(torch.autograd.Function):
-    """`all_gather` along the batch, whose backward pass sums the gradients of all ranks.
-
-    `torch.distributed.nn.functional.all_gather` does the same, but torch deprecates it.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:  # noqa: ARG004
-        gathered = [torch.empty_like(local) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(gathered, local)
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        summed = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(summed)
-        return summed.chunk(distributed.get_world_size())[distributed.get_rank()]
-
-
-def gather_batch(local: Tensor) -> Tensor:
-    """Put the batches of all ranks together, with gradient.
-
-    In the backward pass each rank gets the sum over ranks of the gradients of its own part. With one process the
-    batch comes back as it is. Forward and backward are collective: every rank has to run them.
-
-    Args:
-        local: (B, …), with the same B on every rank.
-
-    Returns:
-        (ranks × B, …), in the order of the ranks.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return local
-    gathered: Tensor = _GatherWithGradient.apply(local.contiguous())
-    return gathered
 
 
 class RepresentationLoss(nn.Module, ABC):

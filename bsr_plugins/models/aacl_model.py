@@ -14,6 +14,7 @@ from bsr_plugins.errors import OptionError
 from bsr_plugins.models.contrastive_model import ContrastiveModel
 from bsr_plugins.options import call_with, integer, number
 from bsr_plugins.registration import register
+from bsr_plugins.whole_batch import gather_batch
 
 
 class SigmaAlignment(NamedTuple):
@@ -79,7 +80,7 @@ class AACLModel(ContrastiveModel):
             distances = degraded_distance(lq, self.degradation.clean(gt))
             chosen = sigma_align(distances, self.alignment.keep, self.alignment.max_std)
         # In rising order of distance the query would always be the flattest patch.
-        shuffle = torch.rand(chosen.indices.shape, generator=self.generator("query")).argsort(dim=1)
+        shuffle = self.draw("query", len(lq), self._orders)
         views = chosen.indices.gather(1, shuffle.to(self.device))
         rows = torch.arange(len(views), device=self.device)[:, None]
         self.lq, self.gt = lq[rows[:, 0], views[:, 0]], gt[rows[:, 0], views[:, 0]]
@@ -87,12 +88,23 @@ class AACLModel(ContrastiveModel):
         self.accepted = chosen.accepted
         self.figures |= {"align_std": chosen.std.mean(), "align_accepted": chosen.accepted.float().mean()}
 
+    def _orders(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw an order of the kept views for so many samples, (count, m)."""
+        ranks = torch.rand(count, self.alignment.keep, generator=generator, dtype=torch.float32)
+        return ranks.argsort(dim=1)
+
     def contrast(self, query: Tensor) -> Tensor:
-        """Return the contrastive loss of the sets that are aligned well enough."""
-        if not bool(self.accepted.any()):
+        """Return the contrastive loss of the sets that are aligned well enough.
+
+        Its mean over the ranks is the mean over all ranks' sets, however they are spread.
+        """
+        accepted = self.accepted.sum()
+        own, in_all = int(accepted), int(gather_batch(accepted[None]).sum())
+        if own == 0:
             return query.sum() * 0
         loss: Tensor = self.cri_contrast(query[self.accepted], self.keys[self.accepted], self.bare_moco.queue)
-        return loss
+        share: float = own * self.opt["world_size"] / in_all
+        return loss * share
 
 
 def _alignment(train_opt: Mapping[str, Any]) -> SigmaAlignment:

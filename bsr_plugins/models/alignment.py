@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import AlignmentLoss
+from bsr_plugins.models.drawn_params import Draw
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.loss_kinds import check_loss_kind
 from bsr_plugins.options import call_with
@@ -61,8 +62,12 @@ def read_dropout(train_opt: Mapping[str, Any]) -> ChannelDropout | None:
     return dropout
 
 
-def check_alignment(opt: Mapping[str, Any]) -> None:
+def check_alignment(opt: Mapping[str, Any], images_per_sample: int) -> None:
     """Check the three options of a training run against each other and against the dataset.
+
+    Args:
+        opt: The run's options.
+        images_per_sample: How many images of each sample are super-resolved.
 
     Raises:
         OptionError: They cannot be used.
@@ -82,9 +87,10 @@ def check_alignment(opt: Mapping[str, Any]) -> None:
             "'device', as every image is degraded a second time"
         )
     batch = dataset_opt.get("batch_size_per_gpu")
-    if block.get("statistics") == "pooled" and batch == 1:
+    if block.get("statistics") == "pooled" and batch is not None and batch * opt["world_size"] * images_per_sample < 2:
         raise OptionError(
-            f"datasets.train.batch_size_per_gpu: {batch}, expected at least 2 with train.align_opt.statistics: pooled"
+            f"datasets.train.batch_size_per_gpu: {batch}, expected at least 2 images in all with "
+            "train.align_opt.statistics: pooled"
         )
 
 
@@ -101,7 +107,7 @@ class TappedGenerator:
     dropout: ChannelDropout | None
 
     def run(
-        self, network: nn.Module, lq: Tensor, arguments: Mapping[str, Any], generator: torch.Generator
+        self, network: nn.Module, lq: Tensor, arguments: Mapping[str, Any], draw: Callable[[Draw[Tensor]], Tensor]
     ) -> tuple[Any, Tensor]:
         """Run the network.
 
@@ -109,14 +115,14 @@ class TappedGenerator:
             network: `network_g` in its wrapper.
             lq: LR images (B, C, h, w).
             arguments: What it gets besides.
-            generator: CPU generator of the dropout.
+            draw: Gives the rows for `lq` of what a function draws for so many images from a CPU generator.
 
         Returns:
             What the network gives, and its features (B, C', H, W) as they were before the dropout.
         """
         replace = None
         if self.dropout is not None:
-            mask = self.dropout.mask(len(lq), self.tap.channels, generator).to(lq.device)
+            mask = draw(partial(_mask, self.dropout, self.tap.channels)).to(lq.device)
             replace = partial(_times, mask)
         with self.tap(network, replace) as heard:
             result = network(lq, **arguments)
@@ -161,6 +167,10 @@ def first_half(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result[: len(result) // 2]
     return type(result)(first_half(part) for part in result)
+
+
+def _mask(dropout: ChannelDropout, channels: int, batch: int, generator: torch.Generator) -> Tensor:
+    return dropout.mask(batch, channels, generator)
 
 
 def _times(mask: Tensor, features: Tensor) -> Tensor:

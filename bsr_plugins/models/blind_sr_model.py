@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.archs import RepresentationNet
+from bsr_plugins.atomic_file import write_atomically
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import AlignmentLoss, RepresentationLoss
 from bsr_plugins.models.alignment import check_alignment, first_half, join, tapped_generator
 from bsr_plugins.models.loss_kinds import check_batch, check_image_loss, check_loss_kind
+from bsr_plugins.models.whole_batch_model import WholeBatchModel
 from bsr_plugins.models.window_padding import super_resolve
 from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
-from bsr_plugins.seeding import generator_at
+from bsr_plugins.whole_batch import gather_batch
 
 CALIBRATION_FILE = "degradation_calibration.json"
 
 
 @register(MODEL_REGISTRY)
-class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
+class BlindSRModel(WholeBatchModel):
     """BasicSR's `SRModel` with the degradation on the training device and the step cut into overridable parts.
 
     A step is `prepare_batch`, `compute_losses`, `take_step`, `after_step`; a method's model overrides `compute_losses`
     and little else. Besides the options of `SRModel` it reads:
 
     * `degradation`: the block that `build_degradation` takes. The dataset then gives HR views only
-      (`degrade_on: device`), which are degraded here; draws depend on `manual_seed`, iteration and rank alone. With
-      a dataset that gives `lq` itself, the block is left out. What an `ads` sampler has measured is saved with the run
-      as `degradation_calibration.json`, and read back when the run resumes.
+      (`degrade_on: device`), which are degraded here; draws depend on `manual_seed`, the iteration and a sample's place
+      in the batch of all ranks alone. With a dataset that gives `lq` itself, the block is left out. What an `ads`
+      sampler has measured is saved with the run as `degradation_calibration.json`, and read back when the run resumes.
     * `train.representation_opt`: a loss on the representations that `network_g` gives besides its images, e.g.
       `EnergyDistanceLoss`; for any `RepresentationNet`. Mean and spread of the representations are logged with it.
     * `train.align_opt: {type: AlignmentLoss}`: every image is degraded a second time, `network_g` runs on both in one
@@ -54,6 +56,9 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
 
     The EMA copy takes over buffers as well as parameters: stock EMA leaves batch normalisation's running statistics
     where they started.
+
+    Several processes, each with its part of the batch, do what one does with the whole: what is drawn, what losses
+    compare, batch normalisation's statistics and the figures that are logged are those of all ranks.
 
     Raises:
         OptionError: An option cannot be used on this machine or does not fit the others.
@@ -82,9 +87,15 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
                 )
             check_loss_kind(opt["train"], "representation_opt", RepresentationLoss)
             check_batch(opt)
-            check_alignment(opt)
+            check_alignment(opt, cls.images_per_sample(opt["datasets"]["train"]))
             for key in cls.image_losses(opt["train"]):
                 check_image_loss(opt["train"], key)
+
+    @classmethod
+    def images_per_sample(cls, dataset_opt: Mapping[str, Any]) -> int:
+        """Return how many images of a sample of the training dataset are super-resolved; here all of its views."""
+        views: int = dataset_opt.get("num_views") or 1
+        return views
 
     @classmethod
     def image_losses(cls, train_opt: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG003  (a method's options may tell)
@@ -150,7 +161,7 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         if file.is_file():
             try:
                 self.degradation.load_calibration(json.loads(file.read_text()))
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
             return
         self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
@@ -202,10 +213,6 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         self.after_step()
         self.log_dict = self.reduce_loss_dict({name: value.detach() for name, value in (losses | self.figures).items()})
 
-    def generator(self, purpose: str) -> torch.Generator:
-        """Make the generator of a purpose at this iteration and rank."""
-        return generator_at(self.opt["manual_seed"], purpose, self.current_iter, self.opt["rank"])
-
     @torch.no_grad()
     def degrade(self, gt: Tensor) -> tuple[Tensor, Tensor, Params]:
         """Draw one degradation per sample and apply it to all of the sample's views.
@@ -216,19 +223,20 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         """
         assert self.degradation is not None
         gt = self.degradation.target(gt)
-        params = self.degradation.sample(gt.shape[0], self.generator("degradation"))
-        return gt, self.degradation(gt, params), params
+        self.batch_size = len(gt)
+        self.params = self.draw("degradation", len(gt), self.degradation.sample)
+        return gt, self.degradation(gt, self.params), self.params
 
     @torch.no_grad()
     def degrade_again(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw a second degradation for every sample of the batch.
+        """Draw a second degradation for every image of the batch.
 
         Returns:
             The LR images of `self.gt` under it, (N, 3, h, w), and the `condition` that goes with them.
         """
         assert self.degradation is not None
-        params = self.degradation.sample(len(self.gt), self.generator("degradation pair"))
-        return self.degradation(self.gt, params), self.condition_of(params)
+        self.pair_params = self.draw("degradation pair", len(self.gt), self.degradation.sample)
+        return self.degradation(self.gt, self.pair_params), self.condition_of(self.pair_params)
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
         """Set `self.lq` and `self.gt` from degraded views; here every view is a sample of its own."""
@@ -260,12 +268,13 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         if self.cri_align is not None:
             pair_lq, pair_condition = self.degrade_again()
             lq, condition = torch.cat([lq, pair_lq]), join(condition, pair_condition)
-        result, features = self.tapped.run(self.net_g, lq, condition | arguments, self.generator("dropout"))
+        images = len(self.lq)
+        draw = partial(self.draw, "dropout", images, passes=len(lq) // images)
+        result, features = self.tapped.run(self.net_g, lq, condition | arguments, draw)
         if self.cri_align is None:
             return result
-        # As with representations, the draws are those of all ranks, so that these add up to one process's.
-        generator = generator_at(self.opt["manual_seed"], "align_opt", self.current_iter)
-        total, terms = self.cri_align.measure(features, generator)
+        generator = self.shared_generator("align_opt")
+        total, terms = self.cri_align.measure(features, generator, self.views_of(images))
         self.alignment_losses = {"l_align": total}
         self.figures |= {f"align_{name}": term for name, term in terms.items()}
         return self.method_part(result)
@@ -278,12 +287,12 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
         """Return the loss of `train.representation_opt`, and log mean and spread of the representations."""
         if self.cri_representation is None:
             return {}
+        everyones = gather_batch(representation.detach())
         self.figures |= {
-            "representation_mean": representation.detach().mean(),
-            "representation_std": representation.detach().std(dim=0, correction=0).mean(),
+            "representation_mean": everyones.mean(),
+            "representation_std": everyones.std(dim=0, correction=0).mean(),
         }
-        # The samples are those of all ranks, as the loss sees the representations of all ranks.
-        generator = generator_at(self.opt["manual_seed"], "representation_opt", self.current_iter)
+        generator = self.shared_generator("representation_opt")
         return {"l_representation": self.cri_representation(representation, generator)}
 
     def restoration_losses(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
@@ -329,8 +338,8 @@ class BlindSRModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotat
     def test(self) -> None:
         """Super-resolve `lq` of any size to `output`, with the EMA copy of the network if there is one.
 
-        Only rank 0 validates, so the network runs without DDP's wrapper: that would wait for the other ranks wherever
-        there are buffers, such as batch normalisation's.
+        Ranks validate different images, so the network runs without DDP's wrapper: that would wait for the other ranks
+        wherever there are buffers, such as batch normalisation's.
         """
         net: nn.Module = self.net_g_ema if hasattr(self, "net_g_ema") else self.get_bare_model(self.net_g)
         training = net.training
@@ -368,6 +377,4 @@ def check_device(opt: Mapping[str, Any]) -> None:
 @master_only  # type: ignore[untyped-decorator]
 def _write_json(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(file)  # at once, as other ranks read it
+    write_atomically(file, json.dumps(content).encode())  # at once, as other ranks read it

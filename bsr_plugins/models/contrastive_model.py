@@ -16,6 +16,7 @@ from bsr_plugins.metrics.representation import embedding_spread
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.models.loss_kinds import check_loss_kind
 from bsr_plugins.options import call_with, integer, number
+from bsr_plugins.whole_batch import gather_batch
 
 
 class EncoderPhase(NamedTuple):
@@ -81,6 +82,11 @@ class ContrastiveModel(BlindSRModel, ABC):
             )
         check_loss_kind(train_opt, "contrastive_opt", InfoNCELoss)
         _encoder_phase(train_opt)
+
+    @classmethod
+    def images_per_sample(cls, dataset_opt: Mapping[str, Any]) -> int:  # noqa: ARG003
+        """See `BlindSRModel.images_per_sample`; the query alone."""
+        return 1
 
     @classmethod
     def keys_per_query(cls, train_opt: Mapping[str, Any]) -> int:  # noqa: ARG003  (a method's options may tell)
@@ -151,7 +157,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         query, self.keys = self.training_networks["moco"](representation, self.key_lq)
         self.figures |= {
             "contrast_accuracy": self.bare_moco.queue_accuracy(query, self.keys),
-            "embedding_spread": embedding_spread(query.detach()),
+            "embedding_spread": embedding_spread(gather_batch(query.detach())),
         }
         return {"l_contrast": self.contrast(query)}
 

@@ -75,6 +75,11 @@ class ReDSRModel(BlindSRModel):
             )
 
     @classmethod
+    def images_per_sample(cls, dataset_opt: Mapping[str, Any]) -> int:  # noqa: ARG003
+        """See `BlindSRModel.images_per_sample`; the first view alone."""
+        return 1
+
+    @classmethod
     def image_losses(cls, train_opt: Mapping[str, Any]) -> tuple[str, ...]:
         """See `BlindSRModel.image_losses`."""
         stock = () if _modulated(train_opt) else super().image_losses(train_opt)

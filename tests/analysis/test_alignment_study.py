@@ -51,7 +51,7 @@ def test_all_runs_start_from_the_same_network_and_end_apart(photographs: tuple[l
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_statistics_fall_under_alignment_and_not_without(seed: int) -> None:
+def test_statistics_fall_under_alignment_and_less_without(seed: int) -> None:
     """Measured on other photographs than those trained on; both go on from one plain run."""
     study = Study(iters=200, batch_size=2, gt_size=96, num_feat=16, num_block=2, lr=2e-3, align_weight=10)
     batches = list(patch_batches([data.astronaut(), data.coffee()], 120, 2, 96, 1, seed))
@@ -75,8 +75,9 @@ def test_statistics_fall_under_alignment_and_not_without(seed: int) -> None:
     )
     assert aligned.mean_distance < 0.8 * before.mean_distance
     assert aligned.covariance_distance < 0.8 * before.covariance_distance
-    assert plain.mean_distance > before.mean_distance
-    assert plain.covariance_distance > before.covariance_distance
+    # Without alignment they fall or rise as it comes; of six seeds 0.37 and 0.21 of that was the most that was left.
+    assert aligned.mean_distance < 0.6 * plain.mean_distance
+    assert aligned.covariance_distance < 0.6 * plain.covariance_distance
 
 
 def test_a_run_is_repeated_by_its_seed_alone(photographs: tuple[list[Pixels], list[Pixels]]) -> None:

@@ -62,7 +62,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str,
 def test_each_rank_gets_the_keys_of_all(states: list[dict[str, dict[str, torch.Tensor]]]) -> None:
     expected = MoCo(encoder=ENCODER, dim=DIM, queue_size=QUEUE_SIZE)
     for step in range(STEPS):
-        expected.enqueue(torch.cat([numbered_keys(rank, step) for rank in range(RANKS)]))
+        expected.enqueue(torch.stack([numbered_keys(rank, step) for rank in range(RANKS)], dim=1).flatten(0, 1))
     for state in states:
         for name in ("queue", "queue_ptr", "queue_filled"):
             assert torch.equal(state["numbered"][name], expected.state_dict()[name]), name

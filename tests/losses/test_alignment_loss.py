@@ -299,7 +299,9 @@ def test_features_that_cannot_be_compared() -> None:
         AlignmentLoss()(one.flatten(2), other.flatten(2), generator())
     with pytest.raises(BSRError, match=r"features \(3, 4, 5, 6\), expected \(2·B, C, H, W\)"):
         AlignmentLoss().measure(one, generator())
-    with pytest.raises(BSRError, match="a batch of 1, expected at least 2 images with statistics: pooled"):
+    with pytest.raises(
+        BSRError, match="a batch of 1 over all ranks, expected at least 2 images with statistics: pooled"
+    ):
         AlignmentLoss(statistics="pooled")(one[:1], other[:1], generator())
 
 

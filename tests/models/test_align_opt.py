@@ -93,7 +93,7 @@ def test_what_is_aligned_are_two_degradations_of_the_images_that_are_restored(
     prepare(model, batch(name), ITERATION)
     model.compute_losses()
     degradation = model.degradation
-    params = degradation.sample(len(model.gt), generator_at(10, "degradation pair", ITERATION, 0))
+    params = degradation.sample(len(model.gt), generator_at(10, "degradation pair", ITERATION))
     second = degradation(model.gt, params)
     assert float((second - model.lq).abs().mean()) > 0.003
     last = model.net_g.get_submodule(model.tapped.tap.layer)
@@ -155,8 +155,8 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"align_opt": {**ALIGN, "statistics": "spacial"}}, {}, r"AlignmentLoss\.statistics: .*did you mean 'spatial'"),
     (
         {"align_opt": {**ALIGN, "statistics": "pooled"}},
-        {"batch_size_per_gpu": 1},
-        r"datasets\.train\.batch_size_per_gpu: 1, expected at least 2 with train\.align_opt\.statistics: pooled",
+        {"batch_size_per_gpu": 1, "num_views": 1},
+        r"datasets\.train\.batch_size_per_gpu: 1, expected at least 2 images in all with train\.align_opt\.",
     ),
     ({"dropout": {"p": 1.0}}, {}, r"train\.dropout\.p: 1\.0, expected a number in \[0, 1\)"),
     ({"dropout": {"p": -0.1}}, {}, r"train\.dropout\.p: -0\.1, expected a number in \[0, 1\)"),
@@ -240,3 +240,27 @@ def test_networks_are_checked_before_they_are_trained(options: Callable[[str], O
     opt["datasets"]["train"]["gt_size"] = 56
     model.check_networks(opt, {"network_g": network})
     model.check_networks({**opt, "is_train": False}, without)
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "world_size", "fits"),
+    [
+        ("plain", 1, 1, False),
+        ("plain", 2, 1, True),
+        ("plain", 1, 2, True),
+        ("redsr", 2, 1, False),
+        ("redsr", 2, 2, True),
+    ],
+)
+def test_pooled_alignment_needs_two_images_in_all(
+    options: Callable[[str], Options], name: str, views: int, world_size: int, fits: bool
+) -> None:
+    opt = options(name) | {"world_size": world_size}
+    opt["datasets"]["train"] |= {"batch_size_per_gpu": 1, "num_views": views}
+    opt["train"]["align_opt"] = {**ALIGN, "statistics": "pooled"}
+    check = MODEL_REGISTRY.get(opt["model_type"]).check_options
+    if fits:
+        check(opt)
+    else:
+        with pytest.raises(OptionError, match=r"^datasets\.train\.batch_size_per_gpu: 1, expected at least 2 images"):
+            check(opt)

@@ -59,7 +59,7 @@ def test_a_step_on_views_is_a_step_on_their_degraded_pairs(
     degradation = ClassicalDegradation(
         **{"scale": 4, **{k: v for k, v in blind_opt["degradation"].items() if k != "type"}}
     )
-    lq = degradation(views, degradation.sample(4, generator_at(10, "degradation", 1, 0)))
+    lq = degradation(views, degradation.sample(4, generator_at(10, "degradation", 1)))
 
     del blind_opt["degradation"]
     blind_opt["datasets"]["train"]["degrade_on"] = "worker"
@@ -84,15 +84,53 @@ def test_degradations_are_a_function_of_seed_iteration_and_rank(
     resumed = drawn(fresh, 3)
     assert_equal(drawn(busy, 3), resumed)
 
-    others = [drawn(fresh, 4)]
-    for key, value in (("manual_seed", 11), ("rank", 1)):
-        others.append(drawn(make_model({**blind_opt, key: value}), 3))
-    for other in others:
+    ranks = {"rank": 1, "world_size": 2}
+    for other in (drawn(fresh, 4), *(drawn(make_model(blind_opt | own), 3) for own in ({"manual_seed": 11}, ranks))):
         assert not torch.equal(other["noise_seed"], resumed["noise_seed"])
     fresh.current_iter = 3
-    assert not torch.equal(
-        torch.rand(9, generator=fresh.generator("query")), torch.rand(9, generator=fresh.generator("degradation"))
-    )
+    drawn_for = [torch.rand(9, generator=fresh.shared_generator(purpose)) for purpose in ("query", "degradation")]
+    assert not torch.equal(*drawn_for)
+
+
+def test_ranks_take_the_rows_of_one_process(blind_opt: Options, make_model: Make, views: Tensor) -> None:
+    """Views come as samples of their own; a second degradation and dropout are drawn for each of them."""
+    blind_opt["train"] |= {"align_opt": {"type": "AlignmentLoss"}, "dropout": {"p": 0.5}}
+
+    def drawn(gt: Tensor, **ranks: int) -> dict[str, Tensor]:
+        model = make_model(blind_opt | ranks)
+        model.current_iter, model.figures = 3, {}
+        model.prepare_batch(*model.degrade(gt))
+        model.degrade_again()
+        both = {**model.params, **{f"again {name}": values for name, values in model.pair_params.items()}}
+        rows = model.draw(
+            "dropout", len(model.lq), lambda count, generator: torch.rand(count, 2, generator=generator), 2
+        )
+        return both | {"lq": model.lq, "dropout": rows}
+
+    whole = drawn(views)
+    halves = [drawn(views[rank::2], rank=rank, world_size=2) for rank in range(2)]
+    assert whole["dropout"].shape == (24, 2)
+    for name, values in whole.items():
+        passes, samples = (2, 4) if name == "dropout" else (1, 4)
+        for rank, half in enumerate(halves):
+            expected = values.view(passes, samples, -1, *values.shape[1:])[:, rank::2].flatten(0, 2)
+            torch.testing.assert_close(half[name], expected, rtol=0, atol=0 if name != "lq" else 0.004, msg=name)
+
+
+def test_drawn_degradations_are_written_down(blind_opt: Options, make_model: Make, step: Step, views: Tensor) -> None:
+    model = make_model(blind_opt)
+    assert model.describe_degradation() == ""
+    step(model, views, 1)
+    text = model.describe_degradation()
+    assert text.count("#") == 4
+    for name, values in model.params.items():
+        assert f" {name}={float(values[3]):.4g}" in text or f" {name}={values[3].item()}" in text
+    blind_opt["train"]["align_opt"] = {"type": "AlignmentLoss"}
+    model = make_model(blind_opt)
+    step(model, views, 1)
+    first, again = model.describe_degradation().split(" / again: ")
+    assert first == text
+    assert again.count("#") == 12, "every view has its own"
 
 
 def test_the_ema_copy_takes_over_buffers(opt: Options, make_model: Make, step: Step, views: Tensor) -> None:
@@ -170,7 +208,18 @@ def test_calibration_is_saved_and_read_back(
         make_model(opt)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"iso": {"ranges": [[0.2, 4.0]], "distances": [0, 1]}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"iso": 3}',
+        '{"iso": {"ranges": [[0.2, 4.0]], "distances": [0, 1]}}',
+        '{"iso": {"ranges": [[0.2, 4.0]], "settings": {"scale": 2}, "distances": [0, 1, 2, 3, 4]}}',
+    ],
+)
 def test_a_calibration_that_cannot_be_used_is_named(
     opt: Options, make_model: Make, tmp_path: Path, content: str
 ) -> None:

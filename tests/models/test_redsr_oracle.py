@@ -90,9 +90,9 @@ def test_an_oracle_is_validated_and_tested_through_the_pipelines(
     trained = in_process("train", options)
     assert trained.status == 0, trained.output
     assert "# psnr: " in trained.output
-    (batch, *validated), expected = seen, closed_form(1.8)[None]
+    # Networks run for trial before a run.
+    (batch, *validated), expected = seen[-9:], closed_form(1.8)[None]
     assert batch.shape == (4, 21, 21)
-    assert len(validated) == 8
     for kernel in validated:
         torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-6)
 
@@ -102,5 +102,6 @@ def test_an_oracle_is_validated_and_tested_through_the_pipelines(
     testing["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "strict_load_g": True}
     tested = in_process("test", testing)
     assert tested.status == 0, tested.output
-    assert len(seen) == 8
-    torch.testing.assert_close(seen[-1], expected, rtol=0, atol=1e-6)
+    assert len(seen) >= 8
+    for kernel in seen[-8:]:
+        torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-6)
