@@ -1,15 +1,20 @@
-"""What the command lines share: bad input ends in one line and a status, not in a traceback."""
+"""What the command lines share: bad input ends in a line for each fault and a status, not in a traceback."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bsr_plugins.engine.faults import OptionFaults
 from bsr_plugins.errors import BSRError
 
 BAD_INPUT = 2
+_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
+_GRACE_S = 10.0  # so long a silent process leaves the one that speaks, before a launcher ends them all
 
 
 def run(pipeline: Callable[[str], None], root_path: Path) -> int:
@@ -20,12 +25,15 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
         root_path: Folder in which `experiments/`, `results/` and `tb_logger/` are made.
 
     Returns:
-        The exit status: 0, or 2 for input that cannot be used, after one line that says what is wrong with it.
+        The exit status: 0, or 2 for input that cannot be used, after a line for each thing that is wrong with it. Of
+        several processes on a machine that find fault with the options, the first says so.
     """
     try:
         pipeline(str(root_path))
+    except OptionFaults as error:
+        return _refuse(error.lines) if _speaks() else _wait()
     except BSRError as error:
-        return _refuse(_own_message(error))
+        return _refuse([_own_message(error)])
     return 0
 
 
@@ -35,10 +43,21 @@ def _own_message(error: BSRError) -> str:
     return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
-def _refuse(message: str) -> int:
+def _refuse(lines: Sequence[str]) -> int:
     logger = logging.getLogger("basicsr")
-    if logger.handlers:
-        logger.error(message)
-    else:
-        print(f"error: {message}", file=sys.stderr)
+    for line in lines:
+        if logger.handlers:
+            logger.error(line)
+        else:
+            print(f"error: {line}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _speaks() -> bool:
+    return next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0") == "0"
+
+
+def _wait() -> int:
+    """Let the first process come to the same end before the launcher sees this one's and ends all."""
+    time.sleep(_GRACE_S)
     return BAD_INPUT

@@ -3,27 +3,49 @@
 The rules are those of mmengine's Config, which the field knows: `_base_: other.yml` at the top of a file names what it
 inherits from, relative to the file itself; mappings merge deeply, all else replaces; `_delete_: true` in a mapping
 replaces the inherited one. The code is ours, as mmengine reads YAML with the loader that can construct any Python
-object; every file here is read by `yaml.safe_load`. What mmengine refuses and we take: bases that share keys, of which
-the last one wins, and a mapping in place of an inherited value that is none.
+object; every file here is read by a safe one. What mmengine refuses and we take: bases that share keys, of which the
+last one wins, and a mapping in place of an inherited value that is none.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from bsr_plugins.engine.faults import OptionFaults, dotted
+from bsr_plugins.engine.option_yaml import Marked, Place, as_yaml, read_yaml
 from bsr_plugins.errors import OptionError
 
+__all__ = ["BASE", "DELETE", "Resolved", "as_yaml", "flatten", "resolve", "resolve_marked"]
+
 BASE, DELETE = "_base_", "_delete_"
-# PyYAML lets these out where a value does not fit its tag, as in `!!float x`, and where nesting is too deep.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-_WIDTH = 120
 
 
-def resolve(file: Path) -> dict[str, Any]:
+@dataclass
+class Resolved:
+    """An option file with all that it inherits.
+
+    Attributes:
+        options: The options, in which neither `_base_` nor `_delete_` is left and nothing is shared.
+        positions: Where every key was set last, as `FILE:LINE`.
+        switched_off: Keys that one file gives and a later one sets to null.
+        data: The file itself, if it is the only one and uses neither `_base_` nor `_delete_`.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    positions: dict[Place, str] = field(default_factory=dict)
+    switched_off: set[Place] = field(default_factory=set)
+    data: bytes | None = None
+
+    def as_bytes(self) -> bytes:
+        """Return a file that says this and inherits from none."""
+        return as_yaml(self.options) if self.data is None else self.data
+
+
+def resolve_marked(file: Path) -> Resolved:
     """Read an option file with all that it inherits.
 
     Keys stand where the first file to name them has them. Anchors hold within one file and are resolved before merging.
@@ -31,20 +53,28 @@ def resolve(file: Path) -> dict[str, Any]:
     Args:
         file: An option file.
 
-    Returns:
-        dict[str, Any]: The options, in which neither `_base_` nor `_delete_` is left and nothing is shared.
-
     Raises:
-        OptionError: This file or one that it inherits from is missing, no YAML or no mapping, inherits from itself, or
-            uses `_base_` or `_delete_` wrongly. The message names the files from this one to the one at fault.
+        OptionError: This file or one that it inherits from is missing, no YAML or no mapping, has a key twice, inherits
+            from itself, or uses `_base_` or `_delete_` wrongly. The message names the files from this one to the one at
+            fault.
     """
-    options: dict[str, Any] = {}
-    for where, layer in _layers(file, str(file), ()):
+    resolved = Resolved()
+    mentions = False
+    for layer in _layers(file, str(file), ()):
+        merge = _Merge(resolved, layer)
         try:
-            options = _merge(options, layer, where, "")
+            mentions = mentions or _mentions(layer.content.value)
+            layer.content.value.pop(BASE, None)
+            resolved.options = merge.run(resolved.options, layer.content.value, ())
         except RecursionError as error:
-            raise OptionError(f"{where}: a value contains itself, expected values of finite depth") from error
-    return options
+            raise OptionError(f"{layer.where}: a value contains itself, expected values of finite depth") from error
+    resolved.data = None if mentions else file.read_bytes()
+    return resolved
+
+
+def resolve(file: Path) -> dict[str, Any]:
+    """Return the options of `resolve_marked`."""
+    return resolve_marked(file).options
 
 
 def flatten(file: Path) -> bytes:
@@ -57,62 +87,109 @@ def flatten(file: Path) -> bytes:
         bytes: YAML. A file that uses neither `_base_` nor `_delete_` is returned as it is.
 
     Raises:
-        OptionError: See `resolve`.
+        OptionError: See `resolve_marked`.
     """
-    options = resolve(file)
-    if not _mentions(_read(file, str(file))):
-        return file.read_bytes()
-    return as_yaml(options)
+    return resolve_marked(file).as_bytes()
 
 
-def as_yaml(options: dict[str, Any]) -> bytes:
-    """Write resolved options as YAML of the plainest kind, without anchors, aliases and merge keys."""
-    text: str = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=_WIDTH)
-    return text.encode()
+@dataclass(frozen=True)
+class _Layer:
+    """One file of those that an option file comes from.
+
+    Attributes:
+        where: The files that lead to it, for messages.
+        file: Its path.
+        content: What it says.
+    """
+
+    where: str
+    file: str
+    content: Marked
 
 
-def _layers(file: Path, where: str, heirs: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what is to be merged, in order, each with its place: what the bases yield, then the file itself."""
+def _layers(file: Path, where: str, heirs: tuple[Path, ...]) -> Iterator[_Layer]:
+    """Yield what is to be merged, in order: what the bases yield, then the file itself."""
     if file.resolve() in heirs:
         raise OptionError(f"{where}: inherits from itself, expected bases that do not lead back to it")
-    content = _read(file, where)
-    bases = content.pop(BASE, [])
+    layer = _Layer(where, os.path.normpath(file), _read(file, where))
+    bases = layer.content.value.get(BASE, [])
     names = bases if isinstance(bases, list) else [bases]
     if not all(isinstance(name, str) for name in names):
         raise OptionError(f"{where}: {BASE}: {bases!r}, expected the path of an option file or a list of paths")
     for name in names:
         yield from _layers(file.parent / name, f"{where}: {BASE}: {name}", (*heirs, file.resolve()))
-    yield where, content
+    yield layer
 
 
-def _read(file: Path, where: str) -> dict[str, Any]:
+def _read(file: Path, where: str) -> Marked:
     if not file.is_file():
         raise OptionError(f"{where}: there is no such file")
     try:
-        content = yaml.safe_load(file.read_bytes())
-    except _YAML_ERRORS as error:
-        raise OptionError(f"{where}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise OptionError(f"{where}: the file: {content!r}, expected a block of keys")
+        data = file.read_bytes()
+    except OSError as error:
+        raise OptionError(f"{where}: cannot be read ({error.strerror})") from error
+    content = read_yaml(data, where)
+    if not isinstance(content.value, dict):
+        raise OptionError(f"{where}: the file: {content.value!r}, expected a block of keys")
+    if content.twice:
+        raise OptionFaults(
+            *(
+                f"{os.path.normpath(file)}:{line}: {dotted(place)}: the key is there already, in line {first}"
+                for place, line, first in sorted(content.twice, key=lambda found: found[1])
+            )
+        )
     return content
 
 
-def _merge(inherited: object, own: Any, where: str, place: str) -> Any:
-    """Return `own`, over `inherited` if both are mappings; what is returned shares no mapping or list with `own`."""
-    if isinstance(own, list):
-        return [_merge(None, value, where, f"{place}{number}.") for number, value in enumerate(own)]
-    if not isinstance(own, dict):
-        return own
-    if BASE in own:
-        raise OptionError(f"{where}: {place}{BASE}: {own[BASE]!r}, expected at the top of a file only")
-    delete = own.get(DELETE, False)
-    if not isinstance(delete, bool):
-        raise OptionError(f"{where}: {place}{DELETE}: {delete!r}, expected true or false")
-    merged = dict(inherited) if isinstance(inherited, dict) and not delete else {}
-    for key, value in own.items():
-        if key != DELETE:
-            merged[key] = _merge(merged.get(key), value, where, f"{place}{key}.")
-    return merged
+class _Merge:
+    """Puts one file over what is there."""
+
+    def __init__(self, resolved: Resolved, layer: _Layer) -> None:
+        self._resolved, self._layer = resolved, layer
+
+    def run(self, inherited: object, own: Any, place: Place) -> Any:
+        """Return `own`, over `inherited` if both are mappings; it shares no mapping or list with `own`."""
+        if isinstance(own, list):
+            for number in range(len(own)):
+                self._mark((*place, number))
+            return [self.run(None, value, (*place, number)) for number, value in enumerate(own)]
+        if not isinstance(own, dict):
+            return own
+        if BASE in own:
+            raise OptionError(
+                f"{self._layer.where}: {dotted((*place, BASE))}: {own[BASE]!r}, expected at the top of a file only"
+            )
+        delete = own.get(DELETE, False)
+        if not isinstance(delete, bool):
+            raise OptionError(f"{self._layer.where}: {dotted((*place, DELETE))}: {delete!r}, expected true or false")
+        kept = isinstance(inherited, dict) and not delete
+        merged = dict(inherited) if isinstance(inherited, dict) and kept else {}
+        if not kept:
+            self._forget(place)
+        for key, value in own.items():
+            if key != DELETE:
+                self._set(merged, key, value, (*place, key))
+        return merged
+
+    def _set(self, merged: dict[Any, Any], key: Any, value: Any, place: Place) -> None:
+        if value is None and merged.get(key) is not None:
+            self._resolved.switched_off.add(place)
+        elif value is not None:
+            self._resolved.switched_off.discard(place)
+        if not isinstance(value, dict):
+            self._forget(place)
+        self._mark(place)
+        merged[key] = self.run(merged.get(key), value, place)
+
+    def _mark(self, place: Place) -> None:
+        line = self._layer.content.lines.get(place)
+        self._resolved.positions[place] = self._layer.file if line is None else f"{self._layer.file}:{line}"
+
+    def _forget(self, place: Place) -> None:
+        """Drop what is known of what was below a place."""
+        positions = self._resolved.positions
+        for below in [known for known in positions if len(known) > len(place) and known[: len(place)] == place]:
+            del positions[below]
 
 
 def _mentions(value: object) -> bool:

@@ -1,136 +1,136 @@
-"""What can be known about a run's options before anything is made: names, blocks, folders, files, the machine."""
+"""What can be known about a run before anything is made: folders, files, networks, how all fits, the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.sr_model import SRModel
-from basicsr.utils.registry import (
-    ARCH_REGISTRY,
-    DATASET_REGISTRY,
-    LOSS_REGISTRY,
-    METRIC_REGISTRY,
-    MODEL_REGISTRY,
-)
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
-from bsr_plugins.data.dataset_options import PatchOptions, read_options
-from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
-from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.degradations import build_degradation
-from bsr_plugins.engine.pretrained import check_weights
-from bsr_plugins.engine.train_options import build_on_trial, check_epochs, check_loading, check_train_options
-from bsr_plugins.engine.validation_options import check_logging, check_validation
-from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.models.alignment import TAPPING
+from bsr_plugins.engine.dataset_checks import check_datasets
+from bsr_plugins.engine.faults import Faults
+from bsr_plugins.engine.named_blocks import is_loss, is_own, model_class, registered, stock_optimisers
+from bsr_plugins.engine.network_checks import check_images, check_networks
+from bsr_plugins.engine.option_reads import reads_of
+from bsr_plugins.engine.perceptual import fetch_vgg
+from bsr_plugins.engine.schema import MAX_SEED
+from bsr_plugins.engine.train_options import check_train_options
+from bsr_plugins.engine.validation_options import check_validation
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
+from bsr_plugins.options import integer
+
+_BASICSR = "basicsr"
 
 
-def check_options(opt: Mapping[str, Any]) -> None:
-    """Check a run's options, as BasicSR's `parse_options` returns them.
+def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
+    """Check a run's options, as BasicSR's `parse_options` returns them, where nothing has been found wrong yet.
 
-    Networks, losses and optimisers are built for trial, and images found and their headers read, as these are what most
-    often fails later. The random state is left as it was.
+    Networks, losses, optimisers and metrics are built and run for trial, and images found and their headers read, as
+    these are what most often fails later. torch's random state is left as it was; Python's and NumPy's, which BasicSR's
+    datasets draw from, are not.
 
-    Raises:
-        BSRError: Something cannot be used.
+    Args:
+        opt: The options; keys, types and ranges are checked.
+        faults: What has been found wrong; takes what is wrong besides.
+        fetch: Whether to fetch weights that a loss needs, if nothing is wrong.
     """
-    check_device(opt)
-    for place, block, registry in _named_blocks(opt):
-        if not isinstance(block, Mapping) or "type" not in block:
-            raise OptionError(f"{place}: expected a block with the key 'type', got {block!r}")
-        _check_name(f"{place}.type", block["type"], registry)
-    _check_name("model_type", opt["model_type"], MODEL_REGISTRY)
-    model = MODEL_REGISTRY.get(opt["model_type"])
-    if issubclass(model, SRModel) and opt.get("network_g") is None:
-        raise OptionError(f"network_g: the block is missing, {opt['model_type']} needs it")
-    _check_files(opt)
-    if opt.get("degradation") is not None:
-        build_degradation(opt["degradation"], opt.get("scale"))
-    check_validation(opt)
-    with torch.random.fork_rng(devices=[]):
-        if opt["is_train"]:
-            check_logging(opt["logger"])
-            check_train_options(opt["train"], model)
-        networks = {key: _build_network(key, opt) for key in opt if key.startswith("network_") and opt[key] is not None}
-    for key, network in networks.items():
-        check_weights(key, network, opt["path"])
-    if not opt["datasets"]:
-        raise OptionError("datasets: {}, expected at least one dataset")
-    for phase, dataset_opt in opt["datasets"].items():
-        _check_dataset(f"datasets.{phase}", dataset_opt, opt)
-    if opt["is_train"] and not issubclass(model, BlindSRModel):
-        _check_stock(opt)
-    if issubclass(model, BlindSRModel):
-        model.check_options(opt)
-        model.check_networks(opt, networks)
+    model = model_class(opt)
+    if faults.free(("num_gpu",)):
+        with faults.noted("num_gpu"):
+            check_device(opt)
+    seed, processes = opt["manual_seed"], opt["world_size"]
+    if faults.free(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
+        faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
+    _check_scale(opt, model, faults)
+    _check_files(opt, faults)
+    if opt["is_train"]:
+        _check_loggers(opt, faults)
+    if opt.get("degradation") is not None and faults.free(("degradation",), ("scale",)):
+        with faults.noted("degradation"):
+            build_degradation(opt["degradation"], opt.get("scale"))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will give them
+        found = check_datasets(opt, model, faults)
+        if model is not None:
+            if opt["is_train"] and isinstance(opt.get("train"), Mapping):
+                check_train_options(opt["train"], model, _needed_optimisers(model), faults)
+            networks = check_networks(opt, _needed_networks(opt, model), faults)
+            if _check_model(opt, model, networks, faults) and "network_g" in networks:
+                check_images(opt, model, networks["network_g"], found, faults)
+        check_validation(opt, model, found, faults)
+    if fetch and not faults.lines and opt["is_train"]:
+        _fetch_weights(opt, model, faults)
 
 
-def _named_blocks(opt: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield every block that names a registered class: its place, the block, the registry."""
-    for key, block in opt.items():
-        if key.startswith("network_") and block is not None:
-            yield key, block, ARCH_REGISTRY
-    for phase, block in opt["datasets"].items():
-        yield f"datasets.{phase}", block, DATASET_REGISTRY
-    for key, block in opt.get("train", {}).items():
-        if key.endswith("_opt") and block is not None:
-            yield f"train.{key}", block, LOSS_REGISTRY
-    for name, block in ((opt.get("val") or {}).get("metrics") or {}).items():
-        yield f"val.metrics.{name}", block, METRIC_REGISTRY
+def _check_scale(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
+    if "scale" in opt and faults.free(("scale",)) and is_own(model) and issubclass(model, SRModel):
+        with faults.noted("scale"):
+            integer(opt["scale"], "scale", 1)
 
 
-def _check_name(place: str, name: object, registry: Any) -> None:
-    known = list(registry.keys())
-    if name not in known and f"{name}_basicsr" not in known:
-        raise unknown_name(place, name, known)
-
-
-def _check_files(opt: Mapping[str, Any]) -> None:
+def _check_files(opt: Mapping[str, Any], faults: Faults) -> None:
     for key, value in opt["path"].items():
         names_file = key.startswith("pretrain_network") or key == "resume_state"
-        if names_file and value is not None and not Path(value).is_file():
-            raise OptionError(f"path.{key}: {value}: there is no such file")
+        if names_file and isinstance(value, str) and not Path(value).is_file():
+            faults.at(("path", key), f"{value}: there is no such file")
 
 
-def _check_stock(opt: Mapping[str, Any]) -> None:
-    for key in (*TAPPING, "representation_opt"):
-        if opt["train"].get(key) is not None:
-            raise OptionError(f"train.{key}: {opt['model_type']} does not know it, expected a model of this package")
-
-
-def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any]) -> None:
-    phases = ("train", "val") if opt["is_train"] else ("test",)
-    if dataset_opt["phase"] not in phases:
-        raise OptionError(f"{place}: expected a name that begins with {' or '.join(phases)} in this kind of run")
-    if dataset_opt["phase"] == "train":
-        check_loading(place, dataset_opt)
-    if not issubclass(DATASET_REGISTRY.get(dataset_opt["type"]), PairedDegradationDataset):
+def _check_loggers(opt: Mapping[str, Any], faults: Faults) -> None:
+    logger_opt = opt.get("logger") or {}
+    if "debug" in str(opt.get("name")):  # BasicSR then uses neither
         return
-    options = read_options(dataset_opt)
-    if not isinstance(options, PatchOptions):
-        WholeImages(options)
+    if logger_opt.get("use_tb_logger") is True and find_spec("tensorboard") is None:
+        faults.at(("logger", "use_tb_logger"), "true, but the package tensorboard is not installed, expected false")
+    if (logger_opt.get("wandb") or {}).get("project") is None:
         return
-    if options.degrade_on == "worker":
-        options.check_degradation(options.build_degradation())
-    elif opt.get("degradation") is not None:
-        options.check_degradation(build_degradation(opt["degradation"], opt.get("scale")))
-    if options.degrade_on == "device" and not issubclass(MODEL_REGISTRY.get(opt["model_type"]), BlindSRModel):
-        raise OptionError(
-            f"{place}.degrade_on: 'device', expected 'worker', as {opt['model_type']} takes images with LR"
-        )
-    check_epochs(len(options.find_images()), place, opt)
+    if logger_opt.get("use_tb_logger") is not True:
+        faults.at(("logger", "use_tb_logger"), "false, expected true with logger.wandb.project")
+    if find_spec("wandb") is None:
+        faults.at(("logger", "wandb", "project"), "given, but the package wandb is not installed, expected null")
 
 
-def _build_network(key: str, opt: Mapping[str, Any]) -> nn.Module:
-    block = opt[key]
-    scale = opt.get("scale")
-    names = ("upscale", "scale") if key == "network_g" else ("upscale",)
-    for name in names:
-        if scale is not None and block.get(name) not in (None, scale):
-            raise OptionError(f"{key}.{name}: {block[name]!r}, expected scale, which is {scale!r}")
-    network: nn.Module = build_on_trial(block, ARCH_REGISTRY.get(block["type"]), key)
-    return network
+def _needed_optimisers(model: type) -> set[str]:
+    """Return the keys of the optimisers that a model cannot do without, as far as that is known."""
+    if not (issubclass(model, SRModel) and is_own(model)):
+        return {"optim_g"} if issubclass(model, SRModel) and stock_optimisers(model) else set()
+    return {key for key in reads_of(model).keys_of(("train",)) if key.startswith("optim_")}
+
+
+def _needed_networks(opt: Mapping[str, Any], model: type) -> set[str]:
+    """Return the keys of the networks that a model cannot do without, as far as that is known."""
+    needed = {"network_g"} if issubclass(model, SRModel) else set()
+    if opt["is_train"] and model.__module__.partition(".")[0] == _BASICSR:
+        needed |= {key for key in reads_of(model).keys_of(()) if key.startswith("network_")}
+    return needed
+
+
+def _check_model(opt: Mapping[str, Any], model: type, networks: Mapping[str, nn.Module], faults: Faults) -> bool:
+    """Let a model of this package check how its blocks fit; return whether it has nothing to complain of."""
+    blocks = [("scale",), ("num_gpu",), ("degradation",), ("train",), ("datasets",)]
+    if not issubclass(model, BlindSRModel) or not faults.free(*blocks):
+        return True
+    before = faults.lines
+    with faults.noted("model_type"):
+        model.check_options(opt)
+    given = [(key,) for key in opt if key.startswith("network_")]
+    if faults.lines == before and faults.free(*given) and "network_g" in networks:
+        with faults.noted("model_type"):
+            model.check_networks(opt, networks)
+    return faults.lines == before
+
+
+def _fetch_weights(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
+    for key, block in opt["train"].items():
+        if is_loss(key, block, model):
+            loss = registered(LOSS_REGISTRY, block["type"])
+            if isinstance(loss, type) and issubclass(loss, PerceptualLoss):
+                with faults.noted("train", key):
+                    fetch_vgg(block, f"train.{key}")

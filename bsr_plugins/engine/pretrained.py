@@ -15,7 +15,7 @@ _PARTS = ("params_ema", "params")
 _NAMED = 3  # so many differing names make a message; the rest is counted
 
 
-def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> None:
+def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> str | None:
     """Check the weights of `path.pretrain_KEY` against the network.
 
     Args:
@@ -23,26 +23,44 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> 
         network: The network, built for trial.
         path_opt: The block `path`.
 
+    Returns:
+        A warning, if loading need not be strict (`strict_load_X: false`) and only a part of the network gets weights.
+
     Raises:
         BSRError: The file holds no weights, or those of another network.
     """
     file, letter = path_opt.get(f"pretrain_{key}"), key.removeprefix("network_")
     if file is None:
-        return
+        return None
     place = f"path.pretrain_{key}: {file}"
     content = load_safely(Path(file), place)
-    weights = _weights(place, content, path_opt.get(f"param_key_{letter}", "params"))
+    weights = _weights(place, content, path_opt.get(f"param_key_{letter}", "params"), letter)
     expected = network.state_dict()
     if path_opt.get(f"strict_load_{letter}", True) is False:
-        return
+        return _check_loose(place, weights, expected)
     _refuse(place, "lacks", [name for name in expected if name not in weights])
     _refuse(place, "has the unknown", [name for name in weights if name not in expected])
     _refuse(place, "has other shapes of", [name for name in expected if expected[name].shape != weights[name].shape])
+    return None
 
 
-def _weights(place: str, content: object, part: str | None) -> dict[str, Tensor]:
+def _check_loose(place: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    fitting = [name for name in expected if name in weights and weights[name].shape == expected[name].shape]
+    if expected and not fitting:
+        raise OptionError(f"{place}: nothing in it fits the network, expected weights of which at least some do")
+    if len(fitting) == len(expected):
+        return None
+    return f"{place}: fits {len(fitting)} of the network's {len(expected)} tensors; the others begin at random"
+
+
+def _weights(place: str, content: object, part: str | None, letter: str) -> dict[str, Tensor]:
     """Return the named part of a checkpoint; BasicSR takes `params` where there is no EMA."""
     if isinstance(content, Mapping) and part is not None:
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            raise OptionError(
+                f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected "
+                f"path.param_key_{letter}: null with it"
+            )
         content = content.get(part, content.get("params") if part in _PARTS else None)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise OptionError(f"{place}: holds no weights under {part!r}, expected one of {', '.join(_PARTS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,8 @@ def test_a_missing_folder(project: Project, aacl_options: Options) -> None:
     aacl_options["datasets"]["train"]["dataroot_gt"] = "datasets/DIV2K"
     outcome = project.tool("train", aacl_options)
     assert outcome.status == 2
-    expected = "error: dataset 'train'.dataroot_gt: 'datasets/DIV2K' is missing or no folder"
-    assert outcome.output.splitlines()[-1].startswith(expected)
-    assert len(outcome.output.splitlines()) == 2
+    (line,) = outcome.output.splitlines()
+    assert re.match(r"error: \S+/train.yml:\d+: dataset 'train'.dataroot_gt: 'datasets/DIV2K' is missing or no", line)
     assert project.experiments == []
 
 
@@ -32,10 +32,10 @@ def test_a_truncated_image_behind_workers_and_prefetcher(
 
 
 def test_a_checkpoint_that_is_not_there(project: Project, aacl_options: Options) -> None:
-    del aacl_options["datasets"]["train"]
+    aacl_options["datasets"] = {"test": aacl_options["datasets"]["val"]}
     aacl_options["path"]["pretrain_network_g"] = "experiments/tiny/models/net_g_latest.pth"
     outcome = project.tool("test", aacl_options)
     assert outcome.status == 2
-    line = "error: path.pretrain_network_g: experiments/tiny/models/net_g_latest.pth: there is no such file"
-    assert outcome.output.splitlines()[-1] == line
+    line = ": path.pretrain_network_g: experiments/tiny/models/net_g_latest.pth: there is no such file"
+    assert outcome.output.splitlines()[-1].endswith(line)
     assert not (project.root / "results").exists()

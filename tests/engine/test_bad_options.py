@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import pytest
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
 
 Run = Callable[..., "Outcome"]
-MISSING = object()
+MISSING = "(left out)"
 
 CASES: list[tuple[str, Any, str]] = [
     # place, value, what the line says
@@ -23,9 +25,9 @@ CASES: list[tuple[str, Any, str]] = [
     ("datasets.val.dataroot_gt", "/no/such", "dataset 'val'.dataroot_gt: '/no/such' is missing or no folder"),
     ("datasets.train.gt_size", 66, "dataset 'train'.gt_size: 66, expected a multiple of scale 4"),
     ("datasets.train.gt_size", 128, "astronaut0.png: is 96x96, expected both sides at least gt_size 128"),
-    ("datasets.train.gt_sze", 64, "dataset 'train'.gt_sze: unknown key, .*did you mean 'gt_size'"),
+    ("datasets.train.gt_sze", 64, "datasets.train.gt_sze: unknown key, .*did you mean 'gt_size'"),
     ("datasets.val.protocol", "sixx", "unknown name 'sixx', .*did you mean 'six'"),
-    ("datasets.val.protocl", "six", "dataset 'val'.protocl: unknown key, .*did you mean 'protocol'"),
+    ("datasets.val.protocl", "six", "datasets.val.protocl: unknown key, .*did you mean 'protocol'"),
     (
         "datasets.train.type",
         "PairedDegradationDatset",
@@ -34,7 +36,11 @@ CASES: list[tuple[str, Any, str]] = [
     ("datasets.train.num_views", 1, "datasets.train.num_views: 1, expected at least train.sigma_alignment.keep, .* 2"),
     ("datasets.train.degrade_on", "worker", "dataset 'train'.num_views: 3 has no use with degrade_on: worker"),
     ("datasets.train.batch_size_per_gpu", "8", "datasets.train.batch_size_per_gpu: '8', expected a whole number"),
-    ("datasets.train.batch_size_per_gpu", 900, "end the run after 0 of 4 iterations"),
+    (
+        "datasets.train.batch_size_per_gpu",
+        900,
+        "batch_size_per_gpu: 900 in all, expected at most 800, as an epoch has 8",
+    ),
     ("datasets.train.num_worker_per_gpu", -1, "datasets.train.num_worker_per_gpu: -1, expected a whole number"),
     (
         "datasets.train.prefetch_mode",
@@ -73,24 +79,30 @@ CASES: list[tuple[str, Any, str]] = [
     ("num_gpu", 1, "num_gpu: 1, but there is no CUDA device here, expected 0"),
     ("num_gpu", "two", "num_gpu: 'two', expected a whole number"),
     ("num_gpu", MISSING, "num_gpu: the key is missing"),
-    ("scale", "4", "degradation.scale: '4', expected a whole number"),
+    ("scale", "4", r"options.yml:\d+: scale: '4', expected a number above 0"),
+    ("scale", 4.5, r"options.yml:\d+: scale: 4.5, expected a whole number"),
     ("path.pretrain_network_g", "/no/g.pth", "path.pretrain_network_g: /no/g.pth: there is no such file"),
     ("path.pretrain_network_moco", "/no/m.pth", "path.pretrain_network_moco: /no/m.pth: there is no such file"),
     ("path.resume_state", "/no/1.state", "path.resume_state: /no/1.state: there is no such file"),
     ("path", None, "path: None, expected a block"),
-    ("train.total_iter", "4k", "train.total_iter: '4k', expected a number"),
+    ("train.total_iter", "4k", "train.total_iter: '4k', expected a whole number"),
+    ("train.total_iter", 4.5, "train.total_iter: 4.5, expected a whole number"),
     ("train.ema_decay", 2, "train.ema_decay: 2, expected a number"),
     ("train.pixel_opt.type", "L1Los", "train.pixel_opt.type: unknown name 'L1Los', .*did you mean 'L1Loss'"),
     ("train.pixel_opt.loss_wieght", 1, "train.pixel_opt.loss_wieght: unknown key, .*did you mean 'loss_weight'"),
     ("train.pixel_opt.reduction", "men", "train.pixel_opt: L1Loss cannot be built .*Unsupported reduction mode: men"),
     ("train.pixel_opt", None, "train.pixel_opt: expected this block"),
-    ("train.perceptual_opt", {"type": "PerceptualLoss", "layers": 1}, "train.perceptual_opt.layers: unknown key"),
+    (
+        "train.perceptual_opt",
+        {"type": "PerceptualLoss", "layer_weights": {}, "layers": 1},
+        "train.perceptual_opt.layers: unknown key",
+    ),
     ("train.contrastive_opt", None, "train.contrastive_opt: the block is missing"),
     ("train.contrastive_opt.temperature", 0, "temperature: 0, expected a number"),
     ("train.contrastive_opt.temprature", 1, "train.contrastive_opt.temprature: unknown key"),
     ("train.encoder_phase.iters", 5, "train.encoder_phase.iters: 5, expected a whole number in .0, 4"),
     ("train.sigma_alignment.kep", 2, "train.sigma_alignment.kep: unknown key, .*did you mean 'keep'"),
-    ("train.optim_g.lr", "1e-4", "train.optim_g.lr: '1e-4', expected a number"),
+    ("train.optim_g.lr", "1e-4x", "train.optim_g.lr: '1e-4x', expected a number"),
     ("train.optim_g.type", "Adamm", "train.optim_g.type: unknown name 'Adamm', .*did you mean 'Adam'"),
     ("train.optim_g.beta", [0.9, 0.9], "train.optim_g.beta: unknown key, .*did you mean 'betas'"),
     ("train.optim_g", None, "train.optim_g: expected a block with the key 'type', got None"),
@@ -98,30 +110,29 @@ CASES: list[tuple[str, Any, str]] = [
     ("train.scheduler.milestone", [1], "train.scheduler.milestone: unknown key, .*did you mean 'milestones'"),
     ("val.metrics.psnr.type", "calculate_psn", "val.metrics.psnr.type: .*did you mean 'calculate_psnr'"),
     ("val.val_freq", MISSING, "val.val_freq: the key is missing"),
-    ("val.val_freq", "5e3", "val.val_freq: '5e3', expected a number"),
-    ("val.metrics", "psnr", "options.yml: val.metrics: 'psnr', expected a block"),
+    ("val.val_freq", "5k", "val.val_freq: '5k', expected a whole number"),
+    ("val.metrics", "psnr", "val.metrics: 'psnr', expected a block"),
     ("val.metrics.psnr.crop_border", MISSING, "val.metrics.psnr.crop_border: the key is missing"),
     ("val.metrics.psnr.better", "larger", "val.metrics.psnr.better: unknown name 'larger'"),
     ("logger.print_freq", MISSING, "logger.print_freq: the key is missing"),
-    ("logger.print_freq", 0, "logger.print_freq: 0, expected a number"),
-    ("logger.save_checkpoint_freq", "5e3", "logger.save_checkpoint_freq: '5e3', expected a number"),
+    ("logger.print_freq", 0, "logger.print_freq: 0, expected a whole number"),
+    ("logger.save_checkpoint_freq", "5k", "logger.save_checkpoint_freq: '5k', expected a whole number"),
     ("network_g", MISSING, "network_g: the block is missing, AACLModel needs it"),
-    ("model_type", "SRModel", "datasets.train.degrade_on: 'device', expected 'worker', as SRModel takes images with"),
-    ("name", 5, "options.yml: name: 5, expected the name of a folder"),
-    ("name", "..", "options.yml: name: '..', expected the name of a folder"),
-    ("name", "a/b", "options.yml: name: 'a/b', expected the name of a folder"),
-    ("manual_seed", -1, "options.yml: manual_seed: -1, expected a whole number"),
-    ("manual_seed", "x", "options.yml: manual_seed: 'x', expected a whole number"),
+    ("name", 5, r"options.yml:1: name: 5, expected the name of a folder"),
+    ("name", "..", r"options.yml:1: name: '..', expected the name of a folder"),
+    ("name", "a/b", r"options.yml:1: name: 'a/b', expected the name of a folder"),
+    ("manual_seed", -1, r"options.yml:\d+: manual_seed: -1, expected a whole number"),
+    ("manual_seed", "x", r"options.yml:\d+: manual_seed: 'x', expected a whole number"),
     ("datasets.train.dataroot_gt", 5, "datasets.train.dataroot_gt: 5, expected a folder or a list of folders"),
     ("datasets.train.gt_size", 8, "dataset 'train'.gt_size: 8, expected at least 11 for the degradation's kernels"),
-    ("path.pretrain_network_g", 5, "options.yml: path.pretrain_network_g: 5, expected a path or null"),
-    ("train.warmup_iter", "x", "train.warmup_iter: 'x', expected a number"),
-    ("train.pixel_opt.loss_weight", "1e-2", "train.pixel_opt.loss_weight: '1e-2', expected a number"),
+    ("path.pretrain_network_g", 5, r"options.yml:\d+: path.pretrain_network_g: 5, expected a path or null"),
+    ("train.warmup_iter", "x", "train.warmup_iter: 'x', expected a whole number"),
+    ("train.pixel_opt.loss_weight", "1e", "train.pixel_opt.loss_weight: '1e', expected a number"),
     ("train.optim_g.type", [], "train.optim_g.type: unknown name "),
     ("train.scheduler.type", {}, "train.scheduler.type: unknown name "),
     ("train.scheduler.gamma", None, "train.scheduler.gamma: None, expected a number"),
-    ("train.scheduler.milestones", 5, "train.scheduler.milestones: 5, expected a list of numbers"),
-    ("train.scheduler.milestones", ["a"], "train.scheduler.milestones: 'a', expected a number"),
+    ("train.scheduler.milestones", 5, "train.scheduler.milestones: 5, expected a list of whole numbers"),
+    ("train.scheduler.milestones", ["a"], "train.scheduler.milestones: 'a', expected a whole number"),
     (
         "train.scheduler",
         {"type": "CosineAnnealingRestartLR", "periods": [1]},
@@ -141,10 +152,18 @@ def change(options: Options, place: str, value: Any) -> None:
         block[last] = value
 
 
+def weights_for(project: Project, options: Options) -> None:
+    """Put weights of `network_g` into the project, for a test run of it."""
+    arguments = {key: value for key, value in options["network_g"].items() if key != "type"}
+    network = ARCH_REGISTRY.get(options["network_g"]["type"])(**arguments)
+    torch.save({"params": network.state_dict()}, project.root / "g.pth")
+    options["path"] = {"pretrain_network_g": "g.pth"}
+
+
 def assert_refused(outcome: Outcome, message: str) -> None:
-    """Check for one line of complaint, a status, and nothing else but what BasicSR says at its start."""
+    """Check for one line of complaint, a status, and nothing else."""
     assert outcome.status == 2, outcome.output
-    lines = [line for line in outcome.output.splitlines() if line != "Disable distributed."]
+    lines = outcome.output.splitlines()
     assert len(lines) == 1, outcome.output
     assert lines[0].startswith("error: ")
     assert re.search(message, lines[0]), lines[0]
@@ -181,6 +200,7 @@ def test_a_test_run_is_refused(
     project: Project, aacl_options: Options, in_process: Run, place: str, value: Any, message: str
 ) -> None:
     (project.root / "results" / "tiny").mkdir(parents=True)
+    weights_for(project, aacl_options)
     change(aacl_options, place, value)
     del aacl_options["datasets"]["train"]
     aacl_options["datasets"]["test"] = {**aacl_options["datasets"].pop("val"), "name": "test"}
@@ -201,8 +221,9 @@ def test_a_test_run_is_refused(
     ],
 )
 def test_datasets_of_another_kind_of_run(
-    aacl_options: Options, in_process: Run, name: str, datasets: tuple[str, ...], message: str
+    project: Project, aacl_options: Options, in_process: Run, name: str, datasets: tuple[str, ...], message: str
 ) -> None:
+    weights_for(project, aacl_options)
     blocks = aacl_options["datasets"] | {"test": {**aacl_options["datasets"]["val"], "name": "test"}}
     aacl_options["datasets"] = {phase: blocks[phase] for phase in datasets}
     assert_refused(in_process(name, aacl_options), message)
@@ -238,7 +259,6 @@ def test_a_folder_without_images(project: Project, aacl_options: Options, in_pro
         ("\x00\xff", r"options.yml: cannot be read as YAML: "),
         ("", r"options.yml: the file: None, expected a block"),
         ("- 1", r"options.yml: the file: \[1\], expected a block"),
-        ("name: tiny", r"options.yml: model_type: the key is missing"),
     ],
 )
 def test_an_option_file_that_is_none(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
 import pytest
 
-from tests.engine.test_bad_options import MISSING, assert_refused, change
+from tests.engine.test_bad_options import MISSING, assert_refused, change, weights_for
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -21,7 +24,9 @@ PLAIN: Changes = {  # a run without re-degradation
     "train.pixel_opt": {"type": "L1Loss"},
     "datasets.train.num_views": 1,
 }
-OTHER_DATASET = {"name": "val", "type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq"}
+OTHER_DATASET: Changes = {"name": "val", "type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq"}
+OTHER_DATASET |= {"io_backend": {"type": "disk"}}
+SINGLES = {"name": "test", "type": "SingleImageDataset", "dataroot_lq": "lq", "io_backend": {"type": "disk"}}
 ISO = {"type": "ClassicalDegradation", "blur_iso": {"sigma": [0.2, 4.0]}}
 
 REDSR_CASES: list[tuple[Changes, str]] = [
@@ -177,6 +182,9 @@ def apply(options: Options, changes: Changes) -> Options:
 def test_a_redsr_run_is_refused(
     project: Project, redsr_options: Options, in_process: Run, changes: Changes, message: str
 ) -> None:
+    for folder, side in (("gt", 32), ("lq", 16)):
+        (project.root / folder).mkdir()
+        cv2.imwrite(str(project.root / folder / "a.png"), np.zeros((side, side, 3), np.uint8))
     assert_refused(in_process("train", apply(redsr_options, changes)), message)
     assert project.experiments == []
 
@@ -202,7 +210,8 @@ def test_a_dasr_run_is_refused(
 def test_a_plain_run_with_a_loss_on_representations_is_refused(
     project: Project, redsr_options: Options, in_process: Run, changes: Changes, message: str
 ) -> None:
-    options = apply(redsr_options, {**PLAIN, "model_type": "BlindSRModel"})
+    plain = {place: MISSING if value is None else value for place, value in PLAIN.items()}
+    options = apply(redsr_options, {**plain, "model_type": "BlindSRModel"})
     assert_refused(in_process("train", apply(options, changes)), message)
     assert project.experiments == []
 
@@ -210,19 +219,23 @@ def test_a_plain_run_with_a_loss_on_representations_is_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"datasets.test.type": "SingleImageDataset"}, r"datasets.test.type: 'SingleImageDataset', expected 'Paired"),
+        ({"datasets.test": SINGLES}, r"datasets.test.type: 'SingleImageDataset', expected 'PairedDegradationDataset'"),
         ({"network_g.encoder.kernel_size": 15}, r"datasets.test.protocol: blurs with 21 taps, expected kernels of 15"),
         ({"network_g": {"type": "MSRResNet", "upscale": 2}}, r"network_g.type: 'MSRResNet', expected a network with"),
     ],
 )
 def test_a_test_run_of_an_oracle_is_refused(
-    redsr_options: Options, in_process: Run, changes: Changes, message: str
+    project: Project, photographs: Path, redsr_options: Options, in_process: Run, changes: Changes, message: str
 ) -> None:
     options = {key: redsr_options[key] for key in ("scale", "num_gpu", "manual_seed", "network_g", "val")}
     options |= {"name": "tested", "model_type": "ReDSRModel", "path": {"pretrain_network_g": None}}
     options["datasets"] = {"test": {**redsr_options["datasets"]["val"], "name": "test"}}
     options["network_g"]["encoder"] = dict(ORACLE)
-    assert_refused(in_process("test", apply(options, changes)), message)
+    options["val"] = options["val"] | {"metrics": None}
+    apply(options, changes)
+    weights_for(project, options)
+    (project.root / "lq").symlink_to(photographs)
+    assert_refused(in_process("test", options), message)
 
 
 @pytest.mark.parametrize("changes", [{}, PLAIN, {"network_g.encoder": ORACLE}])

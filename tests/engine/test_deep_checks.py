@@ -1,0 +1,357 @@
+"""What is found before a run by trying: images and their sizes, metrics, networks, weights, memory."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch import Tensor, nn
+
+from tests.engine.test_bad_options import assert_refused, change
+
+if TYPE_CHECKING:
+    from tests.conftest import Options, Outcome, Project
+
+Run = Callable[..., "Outcome"]
+RESNET = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
+
+
+def write_image(file: Path, height: int, width: int) -> None:
+    file.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def pairs(project: Project, aacl_options: Options) -> Options:
+    """Options of a tiny run of BasicSR's own model on its own dataset."""
+    for name in ("a", "b"):
+        write_image(project.root / "gt" / f"{name}.png", 48, 64)
+        write_image(project.root / "lq" / f"{name}.png", 12, 16)
+    options = {key: aacl_options[key] for key in ("name", "scale", "num_gpu", "manual_seed", "path", "val", "logger")}
+    data = {"type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq", "io_backend": {"type": "disk"}}
+    patches = {"gt_size": 32, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
+    keys = ("total_iter", "optim_g", "scheduler", "pixel_opt")
+    return options | {
+        "model_type": "SRModel",
+        "datasets": {"train": {"name": "train", **data, **patches}, "val": {"name": "val", **data}},
+        "network_g": dict(RESNET),
+        "train": {key: aacl_options["train"][key] for key in keys},
+    }
+
+
+def test_pairs_run(pairs: Options, in_process: Run) -> None:
+    assert in_process("train", pairs).status == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("datasets.train.dataroot_lq", "nowhere", "datasets.train.dataroot_lq: 'nowhere' is missing or no folder"),
+        ("datasets.val.dataroot_gt", "empty", "datasets.val.dataroot_gt: 'empty' holds no image"),
+        ("datasets.train.dataroot_lq", "one", "datasets.train.dataroot_lq: 'one' holds 1 files, expected 2, as"),
+        ("datasets.train.filename_tmpl", "{}x4", "datasets.train.dataroot_lq: 'lq' holds no ax4.png, expected it for"),
+        ("datasets.train.gt_size", 30, "datasets.train.gt_size: 30, expected a multiple of scale 4"),
+        ("datasets.train.gt_size", 64, "gt/a.png: is 64x48, expected both sides at least gt_size 64"),
+        ("datasets.val.dataroot_lq", "small", "gt/a.png: is 64x48, expected 64x40, 4 times the 16x10 of small/a.png"),
+        ("datasets.val.dataroot_lq", "text", "text/b.png: cannot be read .UnidentifiedImageError., expected an image"),
+        ("datasets.val.dataroot_lq", ["lq"], "datasets.val.dataroot_lq: ..lq.., expected one folder, as PairedImage"),
+        ("datasets.val.mean", [0.5, "x"], "datasets.val: PairedImageDataset cannot be used with this block"),
+        ("datasets.val.io_backend", {"type": "dsk"}, "datasets.val.io_backend.type: unknown name 'dsk'"),
+        ("datasets.val.io_backend", None, "datasets.val.io_backend: None, expected a block"),
+        ("datasets.val.persistent_workers", True, "datasets.val.persistent_workers: true, expected false"),
+        ("datasets.val.meta_info_file", "no.txt", "datasets.val.meta_info_file: 'no.txt': there is no such file"),
+        ("datasets.train.batch_size_per_gpu", 3, "batch_size_per_gpu: 3 in all, expected at most 2, as an epoch"),
+        ("datasets.train.dataset_enlarge_ratio", 1e15, "dataset_enlarge_ratio: .*, which makes epochs that do not fit"),
+        ("datasets.train.use_hflip", "yes", "datasets.train.use_hflip: 'yes', expected true or false"),
+        ("val.metrics.psnr.crop_border", 24, "crop_border: 24, which leaves nothing of the smallest image, 64x48"),
+        ("val.metrics.ssim.crop_border", 20, "val.metrics.ssim: calculate_ssim on images of 64x48 "),
+        ("val.metrics.psnr.input_order", "CHW", "val.metrics.psnr.input_order: 'CHW', expected 'HWC'"),
+        ("val.metrics.psnr.type", "calculate_psnr_pt", "val.metrics.psnr: calculate_psnr_pt on images of 64x48 "),
+        ("val.metrics.niqe", {"type": "calculate_niqe", "crop_border": 0}, "'calculate_niqe' on an image of 64x48"),
+        ("network_g.num_in_ch", 1, r"network_g: cannot be run on an image of 8x8 pixels \(RuntimeError: "),
+        ("network_g.num_out_ch", 1, r"network_g: cannot be run on an image of 8x8 pixels \(RuntimeError: "),
+        ("network_g.num_feat", 10**8, "network_g: has more than .* GiB of weights, which do not fit in memory"),
+        ("network_g.num_block", 10**8, "network_g: has more than 10000 tensors, expected a smaller network"),
+        ("scale", 3, "network_g.upscale: 4, expected scale, which is 3"),
+        ("train.optim_d", {"type": "Adam", "lr": 1}, "train.optim_d: unknown key, which neither SRModel"),
+        ("logger.wandb", {"project": "x"}, "logger.use_tb_logger: false, expected true with logger.wandb.project"),
+        ("manual_seed", 2**32, "manual_seed: 4294967296, expected a whole number in"),
+    ],
+)  # fmt: skip
+def test_a_run_on_pairs_is_refused(
+    project: Project, pairs: Options, in_process: Run, place: str, value: Any, message: str
+) -> None:
+    (project.root / "empty").mkdir()
+    write_image(project.root / "one" / "a.png", 12, 16)
+    for name in ("a", "b"):
+        write_image(project.root / "small" / f"{name}.png", 10, 16)
+        write_image(project.root / "text" / f"{name}.png", 12, 16)
+    (project.root / "text" / "b.png").write_text("no image")
+    change(pairs, place, value)
+    if place == "scale":
+        pairs["datasets"]["train"]["gt_size"] = 30
+        pairs["datasets"] = {"train": pairs["datasets"]["train"] | {"dataroot_lq": "gt3"}}
+        for name in ("a", "b"):
+            write_image(project.root / "gt3" / f"{name}.png", 16, 21)
+        for name in ("a", "b"):
+            write_image(project.root / "gt" / f"{name}.png", 48, 63)
+    outcome = in_process("train", pairs)
+    assert outcome.status == 2, outcome.output
+    found = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
+    outcome = outcome._replace(output="\n".join(line for line in found if "package wandb" not in line))
+    assert_refused(outcome, message)
+    assert project.experiments == []
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_single_images_are_a_fault_unless_they_are_to_be_skipped(
+    project: Project, pairs: Options, in_process: Run, on_bad_image: str
+) -> None:
+    (project.root / "lq" / "a.png").write_text("no image")
+    pairs["datasets"] = {"train": pairs["datasets"]["train"] | {"on_bad_image": on_bad_image}}
+    outcome = in_process("train", pairs, "--check")
+    if on_bad_image == "skip":
+        assert outcome.status == 0, outcome.output
+    else:
+        assert_refused(outcome, "lq/a.png: cannot be read")
+
+
+def test_two_sets_of_one_name(pairs: Options, in_process: Run) -> None:
+    pairs["datasets"]["val_2"] = pairs["datasets"]["val"]
+    assert_refused(in_process("train", pairs), "datasets.val_2.name: 'val' is the name of datasets.val too")
+    pairs["datasets"] = {"train": pairs["datasets"]["train"], "train_2": pairs["datasets"]["train"]}
+    assert_refused(in_process("train", pairs), "datasets.train_2: expected the name 'train'; there is one training")
+
+
+def test_metrics_that_need_hr_images(project: Project, pairs: Options, in_process: Run) -> None:
+    torch.save({"params": build("MSRResNet", **RESNET).state_dict()}, project.root / "g.pth")
+    pairs["path"] = {"pretrain_network_g": "g.pth"}
+    singles = {"name": "lq", "type": "SingleImageDataset", "dataroot_lq": "lq", "io_backend": {"type": "disk"}}
+    pairs |= {"datasets": {"test": singles}, "val": {"save_img": False, "suffix": None}}
+    del pairs["train"]
+    pairs["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "crop_border": 4}}
+    assert_refused(in_process("test", pairs), "'calculate_psnr' compares with HR images, which datasets.test has not")
+    pairs["val"]["metrics"] = None
+    assert in_process("test", pairs).status == 0
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    network: nn.Module = ARCH_REGISTRY.get(name)(**{k: v for k, v in arguments.items() if k != "type"})
+    return network
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("unpickled"),))
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(
+    ("content", "path", "message"),
+    [
+        ({"params": {"x": torch.zeros(1)}}, {}, "g.pth: lacks conv_first.weight, "),
+        (
+            {"params": {"x": torch.zeros(1)}},
+            {"strict_load_g": False},
+            "g.pth: nothing in it fits the network, expected",
+        ),
+        ({"params": {}}, {"param_key_g": "params_em"}, "g.pth: holds no weights under 'params_em', expected one of"),
+        (
+            {"x": torch.zeros(1)},
+            {},
+            "g.pth: holds no weights under 'params', as it is a plain state dict",
+        ),
+        (None, {}, r"g.pth: cannot be loaded safely \(.+\), expected a checkpoint"),
+        ({}, {"strict_load_g": "no"}, "path.strict_load_g: 'no', expected true or false"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    project: Project, pairs: Options, in_process: Run, is_train: bool, content: Any, path: Options, message: str
+) -> None:
+    torch.save(content, project.root / "g.pth")
+    if content is None:
+        (project.root / "g.pth").write_bytes(pickle.dumps({"params": Hostile()}))
+    pairs["path"] = {"pretrain_network_g": "g.pth", **path}
+    if not is_train:
+        pairs["datasets"] = {"test": pairs["datasets"]["val"]}
+        del pairs["train"]
+    assert_refused(in_process("train" if is_train else "test", pairs), message)
+    assert not (project.root / "unpickled").exists()
+
+
+def test_weights_of_which_some_fit(project: Project, pairs: Options, in_process: Run) -> None:
+    state = build("MSRResNet", **RESNET).state_dict()
+    state["conv_first.weight"] = torch.zeros(1)
+    torch.save({"params": state}, project.root / "g.pth")
+    pairs["path"] = {"pretrain_network_g": "g.pth", "strict_load_g": False}
+    outcome = in_process("train", pairs, "--check")
+    assert outcome.status == 0
+    number = len(state)
+    line = f"g.pth: fits {number - 1} of the network's {number} tensors; the others begin at random"
+    assert f"warning: path.pretrain_network_g: {line}\n" in outcome.output
+
+
+@pytest.mark.parametrize("value", [None, "missing"])
+def test_random_weights_are_not_tested(pairs: Options, in_process: Run, value: str | None) -> None:
+    pairs["datasets"] = {"test": pairs["datasets"]["val"]}
+    del pairs["train"]
+    pairs["path"] = {"pretrain_network_g": None} if value is None else {}
+    assert_refused(in_process("test", pairs), "path.pretrain_network_g: None, expected the weights to be tested")
+
+
+class Upscaler(nn.Module):
+    """Has no weights, so that a test run needs none."""
+
+    def __init__(self, upscale: int = 4) -> None:
+        super().__init__()
+        self.upscale = upscale
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.interpolate(image, scale_factor=self.upscale)
+
+
+class Reader(nn.Module):
+    """Looks at numbers while it is built and while it runs, which cannot be done on shapes alone."""
+
+    def __init__(self, num_feat: int = 3) -> None:
+        super().__init__()
+        widths = [int(x.item()) for x in torch.linspace(num_feat, num_feat, 2)]
+        self.conv = nn.Conv2d(3, 3 * 16, 3, padding=1)
+        self.more = nn.Linear(widths[0], widths[1])
+
+    def forward(self, image: Tensor) -> Tensor:
+        if float(image.mean()) < 0:
+            raise ValueError("negative")
+        return nn.functional.pixel_shuffle(self.conv(image), 4)
+
+
+class Broken(Reader):
+    def forward(self, image: Tensor) -> Tensor:
+        raise ZeroDivisionError(str(image.shape))
+
+
+class Same(nn.Module):
+    """Makes images of the size that it gets."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+class Numbers(DATASET_REGISTRY.get("PairedImageDataset")):  # type: ignore[misc]
+    def __len__(self) -> int:
+        return int(self.opt["number"])
+
+
+def metric_of_one(img: Any, crop_border: int) -> float:
+    return float(img[0, 0, 0]) / crop_border
+
+
+class OtherInputModel(SRModel):  # type: ignore[misc]
+    def feed_data(self, data: Any) -> None:
+        super().feed_data(data)
+        self.lq: Tensor = self.lq[:, :1]
+
+
+STRANGERS = {
+    "Upscaler": (ARCH_REGISTRY, Upscaler),
+    "Reader": (ARCH_REGISTRY, Reader),
+    "Broken": (ARCH_REGISTRY, Broken),
+    "Same": (ARCH_REGISTRY, Same),
+    "Numbers": (DATASET_REGISTRY, Numbers),
+    "metric_of_one": (METRIC_REGISTRY, metric_of_one),
+    "OtherInputModel": (MODEL_REGISTRY, OtherInputModel),
+}
+
+
+@pytest.fixture
+def strangers() -> Iterator[None]:
+    """Have other people's classes in BasicSR's registries."""
+    for name, (registry, kind) in STRANGERS.items():
+        registry._obj_map[name] = kind
+    yield
+    for name, (registry, _) in STRANGERS.items():
+        del registry._obj_map[name]
+
+
+@pytest.mark.usefixtures("strangers")
+def test_a_network_without_weights_is_tested(pairs: Options, in_process: Run) -> None:
+    pairs["datasets"] = {"test": pairs["datasets"]["val"]}
+    del pairs["train"]
+    pairs |= {"network_g": {"type": "Upscaler"}, "path": {}}
+    assert in_process("test", pairs, "--check").status == 0
+
+
+@pytest.mark.usefixtures("strangers")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network_g": {"type": "Reader"}}, None),
+        ({"network_g": {"type": "Reader", "num_feat": 10**7}}, "network_g: has more than .* GiB of weights, which"),
+        ({"network_g": {"type": "Reader", "num_feat": None}}, r"network_g: Reader cannot be built from this block \("),
+        ({"network_g": {"type": "Broken"}}, r"network_g: cannot be run on an image of 8x8 pixels \(ZeroDiv"),
+        ({"network_g": {"type": "Same"}}, r"gives \(1, 3, 8, 8\) for images of .*, expected \(1, 3, 32, 32\)"),
+        ({"network_g": {"type": "Upscaler", "upscale": 2}}, "network_g.upscale: 2, expected scale, which is 4"),
+        ({"datasets.train.type": "Numbers", "datasets.train.number": 2}, None),
+        ({"datasets.train.type": "Numbers"}, r"datasets.train: Numbers cannot be used with .*KeyError: "),
+        ({"datasets.train.type": "Numbers", "datasets.train.number": 0}, "datasets.train: holds no image, expected at"),
+        ({"val.metrics": {"x": {"type": "metric_of_one", "crop_border": 2}}}, None),
+        (
+            {"val.metrics": {"x": {"type": "metric_of_one", "crop_border": 0}}},
+            r"val.metrics.x: metric_of_one on images of 64x48 cannot be used \(ZeroDivisionError: ",
+        ),
+        ({"model_type": "OtherInputModel", "network_g": RESNET | {"num_in_ch": 1}}, None),
+    ],
+)  # fmt: skip
+def test_what_strangers_bring_is_tried(pairs: Options, in_process: Run, changes: Options, message: str | None) -> None:
+    for place, value in changes.items():
+        change(pairs, place, value)
+    outcome = in_process("train", pairs, "--check")
+    if message is None:
+        assert outcome.status == 0, outcome.output
+    else:
+        assert_refused(outcome, message)
+
+
+def perceptual_options(pairs: Options) -> Options:
+    pairs["train"]["perceptual_opt"] = {"type": "PerceptualLoss", "layer_weights": {"conv1_1": 1}, "vgg_type": "vgg11"}
+    return pairs
+
+
+def test_weights_that_cannot_be_fetched(
+    project: Project, pairs: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(project.root / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    assert in_process("train", perceptual_options(pairs), "--check").status == 0
+    message = "train.perceptual_opt: the weights of vgg11 are missing, and https://.* cannot be downloaded .no network."
+    assert_refused(in_process("train", pairs), message)
+    (project.root / "torch" / "hub" / "checkpoints" / "vgg11-8a719046.pth").touch()
+    outcome = in_process("train", pairs, "--set", "scale=0")
+    assert_refused(outcome, "scale: 0, expected a number above 0")
+
+
+def test_a_stock_gan_runs_and_lacks_nothing(pairs: Options, in_process: Run) -> None:
+    pairs |= {"model_type": "SRGANModel"}
+    pairs["network_d"] = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
+    pairs["train"] |= {"gan_opt": {"type": "GANLoss", "gan_type": "vanilla"}, "net_d_iters": 1, "net_d_init_iters": 0}
+    pairs["train"]["optim_d"] = {"type": "Adam", "lr": 1e-4}
+    assert in_process("train", pairs, "--check").status == 0
+    change(pairs, "train.net_d_iters", 0)
+    assert_refused(in_process("train", pairs), "train.net_d_iters: 0, expected a whole number at least 1")
+    change(pairs, "train.net_d_iters", 1)
+    del pairs["train"]["optim_d"]
+    assert_refused(in_process("train", pairs), "train.optim_d: expected a block with the key 'type', got None")
+    pairs["train"]["optim_d"] = {"type": "Adam", "lr": 1e-4}
+    del pairs["network_d"]
+    assert_refused(in_process("train", pairs), "network_d: the block is missing, SRGANModel needs it")
