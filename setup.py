@@ -29,7 +29,7 @@ INSTALL = [
     "pyyaml>=6.0",  # the first with wheels for Python 3.10
 ]
 ANALYSIS = ["matplotlib", "scikit-learn"]
-TEST = [*ANALYSIS, "pytest", "hypothesis"]
+TEST = [*ANALYSIS, "pytest", "pytest-xdist", "hypothesis"]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML"]
 
 setup(

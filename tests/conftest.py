@@ -116,6 +116,7 @@ def fresh_logger() -> Iterator[None]:
     logger = logging.getLogger("basicsr")
     initialized_logger.clear()
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

@@ -104,7 +104,7 @@ def test_readme_has_its_two_lines() -> None:
         assert "pip install" in line
         for file in re.findall(r"[\w/.-]+\.(?:py|yml)", line):
             assert (ROOT / file).is_file(), file
-    assert sum(line.endswith("&& pytest") and '".[test]"' in line for line in lines) == 1
+    assert sum(line.endswith("&& pytest -n 2") and '".[test]"' in line for line in lines) == 1
     assert sum("tools/train.py -opt options/train_aacl.yml" in line for line in lines) == 1
 
 

@@ -1,0 +1,276 @@
+"""The training pipeline: BasicSR's, with runs that can be stopped anywhere and go on as if they had not been."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.models import build_model
+from basicsr.utils import AvgTimer, MessageLogger, set_random_seed
+
+from bsr_plugins.engine.checkpoint_identity import Identity, check_identity
+from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, find_set, load_set, use_networks
+from bsr_plugins.engine.checkpoints import CheckpointStore
+from bsr_plugins.engine.guards import NonFiniteError, StepGuard, read_guard_options
+from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
+from bsr_plugins.engine.ranks import Ranks
+from bsr_plugins.engine.run_folders import RunLog, make_folders
+from bsr_plugins.engine.run_options import read_run
+from bsr_plugins.engine.signals import Interruption, Stopped
+from bsr_plugins.engine.validation import validate
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.seeding import derive_seed
+
+_NUMPY_SEEDS = 1 << 32
+
+
+def train_pipeline(root_path: str) -> None:
+    """Train as the command line's option file says, like `basicsr.train.train_pipeline`.
+
+    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …` besides. A run is
+    a function of its options: killed at any moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with
+    what it would have ended with, on a CPU bit for bit. SIGINT and SIGTERM end it after the iteration, saved.
+
+    Args:
+        root_path: Folder in which `experiments/` and `tb_logger/` are made.
+
+    Raises:
+        BSRError: The options cannot be used, in which case nothing has been made or moved yet; or an image, a file or
+            the numbers of a step could not be, during the run.
+        Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
+    """
+    run = read_run(root_path, is_train=True)
+    if run.only_check:
+        return
+    opt, ranks = run.opt, Ranks(run.opt["dist"])
+    torch.backends.cudnn.benchmark = True
+    found, passed_over = find_checkpoint(opt, ranks)
+    make_folders(run, root_path, fresh=found is None)
+    ranks.barrier()
+    with RunLog(opt, "train", root_path, 0 if found is None else found.iteration) as log:
+        for reason in passed_over:
+            log.logger.warning(f"Passed over {reason}")
+        TrainingRun(opt, found, ranks, log).execute()
+
+
+def find_checkpoint(opt: Mapping[str, Any], ranks: Ranks) -> tuple[Found | None, list[str]]:
+    """Find the checkpoint that a run is to go on from.
+
+    Args:
+        opt: The run's options; see `find_set`.
+        ranks: The processes of the run, which all take what rank 0 finds.
+
+    Returns:
+        The checkpoint, or None if the run begins, and a line for every newer one that is broken.
+
+    Raises:
+        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
+    """
+    file, passed_over = ranks.of_first(partial(_search, opt))
+    if file is None and passed_over:
+        raise BSRError(
+            f"{opt['path']['experiments_root']}: no checkpoint is complete ({'; '.join(passed_over)}), expected one to "
+            "resume from; without --auto_resume the run begins anew"
+        )
+    if file is None:
+        return None, []
+    found = load_set(file)
+    total = int(opt["train"]["total_iter"])
+    if found.iteration > total:
+        raise OptionError(f"train.total_iter: {total}, expected at least {found.iteration}, the iteration of {file}")
+    return found, passed_over
+
+
+def _search(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
+    search = find_set(opt)
+    return None if search.found is None else search.found.file, search.passed_over
+
+
+class TrainingRun:
+    """A run: what it is made of, and its loop.
+
+    Args:
+        opt: The options.
+        found: The checkpoint to go on from, if any.
+        ranks: The processes of the run.
+        log: Where it logs to.
+    """
+
+    def __init__(self, opt: dict[str, Any], found: Found | None, ranks: Ranks, log: RunLog) -> None:
+        self.opt, self.ranks, self.log = opt, ranks, log
+        self.total = int(opt["train"]["total_iter"])
+        self.loader = build_train_loader(opt)
+        self.val_loaders = build_val_loaders(opt)
+        self._log_statistics()
+        run_id = None if found is None or found.identity is None else found.identity.run_id
+        identity = Identity.of(opt, self.loader.num_images, run_id)
+        if found is not None:
+            use_networks(opt, found)
+        # The networks draw what they drew when the run began.
+        set_random_seed(opt["manual_seed"] + opt["rank"])
+        self.model = build_model(opt)
+        self.guard = StepGuard(self.model, read_guard_options(opt["train"]), ranks)
+        self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
+        self.bad_images_before = 0
+        self.start = 0
+        if found is not None:
+            self._resume(found, identity)
+        self.saved = self.start
+        self.messages = MessageLogger(opt, self.start, log.tensorboard)
+        self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
+
+    def execute(self) -> None:
+        """Train to the end, save and validate.
+
+        Raises:
+            Stopped: A signal ended the run.
+            BSRError: An image cannot be read, a file cannot be written, or too many steps in a row gave numbers that
+                are not finite.
+        """
+        logger, began, interruption = self.log.logger, time.time(), Interruption()
+        logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
+        with interruption.noted(), closing(self.loader):
+            if self.start and self._is_validated(self.start):
+                self._validate(self.start, interruption)
+            self._stop_if_asked(self.start, interruption)
+            self._train(interruption)
+        logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
+        logger.info("Save the latest model.")
+        self.store.save_latest(self.model, self.total)
+        if self.opt.get("val") is not None and not self._is_validated(self.total):
+            self._validate(self.total)
+
+    def _train(self, interruption: Interruption) -> None:
+        save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
+        for iteration in range(self.start + 1, self.total + 1):
+            batch = self._next_batch(iteration)
+            self.data_timer.record()
+            made = self._step(iteration, batch)
+            self.iter_timer.record()
+            if iteration == 1:
+                self.messages.reset_start_time()
+            if iteration % print_freq == 0:
+                self._print(iteration, made)
+            if iteration % save_freq == 0 or iteration == self.total:
+                self._save(iteration)
+            if self._is_validated(iteration):
+                self._validate(iteration, interruption)
+            self._stop_if_asked(iteration, interruption)
+            self.data_timer.start()
+            self.iter_timer.start()
+
+    def _next_batch(self, iteration: int) -> Mapping[str, Any]:
+        epoch, number = self._place(iteration)
+        if number == 0 or iteration == self.start + 1:
+            self.loader.start(epoch, number)
+        batch: Mapping[str, Any] | None = self.loader.next()
+        assert batch is not None, "an epoch has as many batches as its loader says"
+        return batch
+
+    def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
+        """Make a step; whatever draws from a global random state draws at the step's own address."""
+        _seed_global(self.opt["manual_seed"], iteration, self.opt["rank"])
+        self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
+        self.model.feed_data(batch)
+        try:
+            return self.guard.step(iteration, batch)
+        except NonFiniteError as error:
+            kept = f"net_*_{self.saved}.pth" if self.saved else "none"
+            raise NonFiniteError(f"{error}; the last checkpoint is {kept} of this run") from error
+
+    def _print(self, iteration: int, made: bool) -> None:
+        figures: dict[str, Any] = {"epoch": self._place(iteration)[0], "iter": iteration}
+        figures["lrs"] = self.model.get_current_learning_rate()
+        figures |= {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+        # After a step that was not made, a model's losses are those of an earlier one.
+        figures |= self.model.get_current_log() if made else {}
+        figures |= self.guard.figures()
+        bad_images = self.bad_images
+        figures |= {"bad_images": bad_images} if bad_images else {}
+        self.messages(figures)
+
+    @property
+    def bad_images(self) -> int:
+        """How many bad images all ranks have met since the run began; to be asked on all of them."""
+        return self.bad_images_before + self.ranks.total(self.loader.skipped)
+
+    def _save(self, iteration: int) -> None:
+        self.log.logger.info("Saving models and training states.")
+        extras = {
+            "best_metric_results": getattr(self.model, "best_metric_results", {}),
+            "guard": self.guard.state(),
+            "bad_images": self.bad_images,
+        }
+        self.store.save(self.model, self._place(iteration)[0], iteration, extras)
+        self.saved = iteration
+
+    def _resume(self, found: Found, identity: Identity) -> None:
+        for remark in check_identity(found, identity):
+            self.log.logger.warning(remark)
+        self.model.resume_training(found.state)
+        if found.extras.get("best_metric_results"):
+            self.model.best_metric_results = found.extras["best_metric_results"]
+        self.guard.load_state(found.extras.get("guard", {}))
+        self.bad_images_before = found.extras.get("bad_images", 0)
+        self.start = found.iteration
+        self.log.logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
+
+    def _is_validated(self, iteration: int) -> bool:
+        """Tell whether an iteration is followed by a validation."""
+        return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
+
+    def _validate(self, iteration: int, interruption: Interruption | None = None) -> None:
+        """Validate; a signal breaks it off, as the run that goes on makes it again."""
+
+        def action() -> None:
+            for loader in self.val_loaders:
+                validate(self.model, loader, iteration, self.log.tensorboard, self.opt["val"]["save_img"])
+
+        if interruption is None or self.opt["dist"]:
+            action()
+        else:
+            interruption.until_received(action)
+
+    def _stop_if_asked(self, iteration: int, interruption: Interruption) -> None:
+        if not self.ranks.any(interruption.received is not None):
+            return
+        if self.saved != iteration:
+            self._save(iteration)
+        received = interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
+        self.log.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
+        raise Stopped(received)
+
+    def _place(self, iteration: int) -> tuple[int, int]:
+        """Return the epoch of an iteration, and the number of its batch there."""
+        return divmod(iteration - 1, self.loader.batches_per_epoch)
+
+    def _log_statistics(self) -> None:
+        dataset_opt, per_epoch = self.opt["datasets"]["train"], self.loader.batches_per_epoch
+        self.log.logger.info(
+            "Training statistics:"
+            f"\n\tNumber of train images: {self.loader.num_images}"
+            f"\n\tDataset enlarge ratio: {dataset_opt.get('dataset_enlarge_ratio', 1)}"
+            f"\n\tBatch size per gpu: {dataset_opt['batch_size_per_gpu']}"
+            f"\n\tWorld size (gpu number): {self.opt['world_size']}"
+            f"\n\tIterations per epoch: {per_epoch}"
+            f"\n\tTotal epochs: {-(-self.total // per_epoch)}; iters: {self.total}."
+        )
+        for loader in self.val_loaders:
+            dataset: Any = loader.dataset
+            self.log.logger.info(f"Number of val images/folders in {dataset.opt['name']}: {len(dataset)}")
+
+
+def _seed_global(seed: int, iteration: int, rank: int) -> None:
+    derived = derive_seed(seed, "iteration", iteration, rank)
+    random.seed(derived)
+    np.random.seed(derived % _NUMPY_SEEDS)  # noqa: NPY002  (it is the one that models draw from)
+    torch.manual_seed(derived)

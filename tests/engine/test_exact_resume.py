@@ -1,0 +1,223 @@
+"""A run that is stopped and goes on ends with what it ends with when left alone, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import pytest
+
+from tests.engine.ended_runs import differences, last_checkpoints
+
+if TYPE_CHECKING:
+    from tests.conftest import Options, Outcome, Project
+
+Run = Callable[..., "Outcome"]
+STOP, END = 4, 8
+
+
+def prepared(options: Options, total: int = END) -> Options:
+    """A run over epochs of three iterations, which is saved in the middle of the second."""
+    options["datasets"]["train"] |= {"dataset_enlarge_ratio": 1.5, "num_worker_per_gpu": 0}
+    options["train"]["total_iter"] = total
+    options["val"]["val_freq"] = STOP
+    options["logger"] |= {"save_checkpoint_freq": STOP, "print_freq": 1}
+    return options
+
+
+def losses(log: str) -> dict[int, str]:
+    """All figures that a log names for every iteration, as they are printed."""
+    return {int(n): text for n, text in re.findall(r"iter:\s+(\d+), lr:\(.*?\)\] \[[^\]]*\] (.*)", log)}
+
+
+def halves(options: Options, in_process: Run, project: Project, workers: tuple[int, int] = (0, 0)) -> tuple[Any, Any]:
+    """Make a run in one piece and in two; return what each has left."""
+    whole = copy.deepcopy(options) | {"name": "whole"}
+    left_alone = in_process("train", whole)
+    assert left_alone.status == 0, left_alone.output
+
+    first = copy.deepcopy(options) | {"name": "halves"}
+    first["datasets"]["train"]["num_worker_per_gpu"] = workers[0]
+    began = in_process("train", first)
+    assert began.status == 0, began.output
+    for late in (project.root / "experiments" / "halves").glob("*/*"):
+        if late.stem == str(END) or late.stem.endswith((f"_{END}", "_latest")):
+            late.unlink()  # so that it seems to have been stopped; others are, in the tests of killed runs
+    second = copy.deepcopy(options) | {"name": "halves"}
+    second["datasets"]["train"]["num_worker_per_gpu"] = workers[1]
+    resumed = in_process("train", second, "--auto_resume")
+    assert resumed.status == 0, resumed.output
+    assert f"iter: {STOP}." in resumed.output
+
+    told = losses(left_alone.output)
+    assert set(told) == set(range(1, END + 1))
+    assert losses(began.output) == told
+    assert losses(resumed.output) == {n: text for n, text in told.items() if n > STOP}
+    return last_checkpoints(project.root, "whole"), last_checkpoints(project.root, "halves")
+
+
+@pytest.mark.parametrize("workers", [(0, 0), (0, 2), (3, 1)])
+def test_aacl_resumes_exactly(
+    project: Project, aacl_options: Options, in_process: Run, workers: tuple[int, int]
+) -> None:
+    """With calibration, encoder phase, EMA, queue, and best metrics."""
+    aacl_options["degradation"]["sampler"] = {"type": "ads", "grid": 5}
+    aacl_options["train"]["encoder_phase"] = {"iters": 6, "lr": 0.001}
+    whole, halved = halves(prepared(aacl_options), in_process, project, workers)
+    assert {"net_g_8.pth", "net_moco_8.pth", "net_g_latest.pth", "net_moco_latest.pth"} < set(whole)
+    assert whole["extras"]["best_metric_results"]["val"]["psnr"]["iter"] in (STOP, END)
+    assert differences(whole, halved) == []
+
+
+def test_redsr_resumes_exactly(project: Project, redsr_options: Options, in_process: Run) -> None:
+    whole, halved = halves(prepared(redsr_options), in_process, project)
+    assert "net_degrader_8.pth" in whole
+    assert differences(whole, halved) == []
+
+
+def stock(options: Options, dataset: Options) -> Options:
+    """A stock `SRModel` on a dataset."""
+    options["model_type"] = "SRModel"
+    options["network_g"] = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
+    options["datasets"]["train"] = dataset
+    for key in ("redegradation_opt", "representation_opt"):
+        del options["train"][key]
+    options["train"]["pixel_opt"] = {"type": "L1Loss"}
+    del options["network_degrader"], options["degradation"]
+    return options
+
+
+@pytest.fixture
+def paired(photographs: Path, tmp_path: Path) -> Options:
+    """BasicSR's own dataset, which draws from the global random states."""
+    folder = tmp_path / "lq"
+    folder.mkdir()
+    for file in photographs.iterdir():
+        image = cv2.imread(str(file))
+        assert image is not None
+        cv2.imwrite(str(folder / file.name), cv2.resize(image, (48, 48)))
+    return {
+        "name": "paired",
+        "type": "PairedImageDataset",
+        "dataroot_gt": str(photographs),
+        "dataroot_lq": str(folder),
+        "io_backend": {"type": "disk"},
+        "gt_size": 32,
+        "use_hflip": True,
+        "use_rot": True,
+        "num_worker_per_gpu": 0,
+        "batch_size_per_gpu": 4,
+    }
+
+
+def test_a_stock_model_on_a_stock_dataset_resumes_exactly(
+    project: Project, redsr_options: Options, in_process: Run, paired: Options
+) -> None:
+    options = prepared(stock(redsr_options, paired))
+    whole, halved = halves(options, in_process, project, (0, 2))
+    assert differences(whole, halved) == []
+
+
+def test_a_gan_resumes_exactly(project: Project, redsr_options: Options, in_process: Run, paired: Options) -> None:
+    """Two optimisers from one block, of which BasicSR's models take out what they read, and spectral norm's buffers."""
+    options = prepared(stock(redsr_options, paired))
+    options["model_type"] = "SRGANModel"
+    options["network_d"] = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
+    options["train"]["optim_d"] = options["train"]["optim_g"]  # an alias in the file
+    options["train"]["gan_opt"] = {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.01}
+    options["train"] |= {"net_d_iters": 1, "net_d_init_iters": 0}
+    whole, halved = halves(options, in_process, project, (0, 2))
+    assert "net_d_8.pth" in whole
+    assert differences(whole, halved) == []
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(
+    project: Project, redsr_options: Options, in_process: Run
+) -> None:
+    options = prepared(redsr_options)
+    assert in_process("train", options).status == 0
+    models = project.root / "experiments" / "tiny" / "models"
+    (models / "net_g_8.pth").write_bytes((models / "net_g_8.pth").read_bytes()[:-100])
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0
+    assert "Passed over models/net_g_8.pth: differs from what the state records" in resumed.output
+    assert f"iter: {STOP}." in resumed.output
+    for file in models.glob("net_g_?.pth"):
+        file.unlink()
+    refused = in_process("train", options, "--auto_resume")
+    assert refused.status == 2
+    assert "no checkpoint is complete" in refused.output
+    assert project.experiments == ["tiny"]
+
+
+def test_auto_resume_finds_the_run_from_any_folder(
+    project: Project, redsr_options: Options, in_process: Run, tmp_path: Path
+) -> None:
+    options = prepared(redsr_options)
+    options["train"]["total_iter"] = STOP
+    assert in_process("train", options).status == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    options["train"]["total_iter"] = END
+    file = project.write(options)
+    outcome = project.python("-c", RESUME, str(file), str(elsewhere))
+    assert outcome.status == 0, outcome.output
+    assert f"iter: {STOP}." in outcome.output
+    assert project.experiments == ["tiny"], "nothing was archived"
+
+
+RESUME = """
+import os, sys
+from pathlib import Path
+root, file, folder = Path.cwd(), *sys.argv[1:]
+os.chdir(folder)
+sys.argv = ["train", "-opt", file, "--auto_resume"]
+from bsr_plugins import engine
+raise SystemExit(engine.run(engine.train_pipeline, root))
+"""
+
+
+def test_epochs_with_incomplete_batches_do_not_end_a_run_early(
+    project: Project, redsr_options: Options, in_process: Run
+) -> None:
+    """Eight images in batches of five: BasicSR counts two iterations an epoch, and there is one."""
+    redsr_options["datasets"]["train"] |= {"batch_size_per_gpu": 5, "dataset_enlarge_ratio": 1}
+    redsr_options["train"]["total_iter"] = END
+    redsr_options["val"] |= {"val_freq": 5, "save_img": True}
+    outcome = in_process("train", redsr_options)
+    assert outcome.status == 0, outcome.output
+    assert set(losses(outcome.output)) == set(range(1, END + 1))
+    assert re.findall(r"\[epoch:\s+(\d+), iter", outcome.output) == [str(n) for n in range(END)]
+    images = (project.root / "experiments" / "tiny" / "visualization").glob("*/*.png")
+    validated = sorted({image.stem.rpartition("_")[2] for image in images})
+    assert validated == ["5", str(END)], "at the frequency, and at the end, under the iteration's own number"
+    assert outcome.output.count("Validation val") == 2
+
+
+def test_a_drawn_seed_is_kept(redsr_options: Options, in_process: Run) -> None:
+    options = prepared(redsr_options, STOP)
+    for block in (options, options["datasets"]["train"], options["datasets"]["val"]):
+        block.pop("manual_seed", None)
+        block.pop("seed", None)
+    began = in_process("train", options)
+    assert began.status == 0, began.output
+    (drawn,) = set(re.findall(r"(?<!\w)manual_seed: (\d+)", began.output))
+    options["train"]["total_iter"] = END
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0, resumed.output
+    assert set(re.findall(r"(?<!\w)(?:manual_)?seed: (\d+)", resumed.output)) == {drawn}
+    assert "does not go on exactly" not in resumed.output
+
+
+def test_a_resumed_run_must_not_be_past_its_end(project: Project, redsr_options: Options, in_process: Run) -> None:
+    options = prepared(redsr_options)
+    assert in_process("train", options).status == 0
+    options["train"]["total_iter"] = STOP
+    outcome = in_process("train", options, "--auto_resume")
+    assert outcome.status == 2
+    assert f"train.total_iter: {STOP}, expected at least {END}, the iteration of" in outcome.output
+    assert project.experiments == ["tiny"]

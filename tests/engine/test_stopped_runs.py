@@ -1,0 +1,92 @@
+"""Signals: what SIGINT and SIGTERM do to a training process, and what it leaves."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.ended_runs import differences, last_checkpoints
+from tests.engine.test_killed_runs import Training
+
+if TYPE_CHECKING:
+    from tests.conftest import Options, Project
+
+END = 30
+LONG = 100000
+
+
+def options_of(options: Options, total: int = END) -> Options:
+    options["datasets"]["train"] |= {"dataset_enlarge_ratio": 3.5, "num_worker_per_gpu": 1}
+    options["train"]["total_iter"] = total
+    options["logger"] |= {"save_checkpoint_freq": LONG, "print_freq": 1}
+    return options
+
+
+def started(project: Project, options: Options) -> Training:
+    """A run in its first iterations."""
+    training = Training(project, project.write(options), 1)
+    assert training.wait_for(lambda: "iter:       3," in training.output.read_text())
+    return training
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_iteration_saved(
+    project: Project, redsr_options: Options, number: signal.Signals, status: int
+) -> None:
+    training = started(project, options_of(redsr_options, LONG))
+    training.process.send_signal(number)
+    assert training.process.wait(60) == status, training.output.read_text()
+    folder = project.root / "experiments" / "tiny"
+    (state,) = folder.glob("training_states/*.state")
+    assert f"Stopped by {number.name} after iteration {state.stem}; it is saved." in training.output.read_text()
+    assert "Traceback" not in training.output.read_text()
+    (log,) = folder.glob("*.log")
+    assert "it is saved." in log.read_text()
+
+
+def test_a_stopped_run_ends_as_if_left_alone(project: Project, redsr_options: Options) -> None:
+    options = options_of(redsr_options)
+    whole = Training(project, project.write(options | {"name": "whole"}, "whole.yml"), 0)
+    whole.finish()
+    training = started(project, options)
+    training.process.send_signal(signal.SIGTERM)
+    assert training.process.wait(60) == 143
+    Training(project, project.root / "options.yml", 2).finish()
+    assert differences(last_checkpoints(project.root, "whole"), last_checkpoints(project.root)) == []
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from bsr_plugins import engine
+from bsr_plugins.models import ReDSRModel
+
+step = ReDSRModel.optimize_parameters
+
+
+def slow_step(self, iteration):
+    step(self, iteration)
+    if iteration == 2:
+        print("asleep", flush=True)
+        for _ in range(600):
+            time.sleep(0.1)
+
+
+ReDSRModel.optimize_parameters = slow_step
+raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))
+"""
+
+
+def test_a_second_signal_stops_at_once(project: Project, redsr_options: Options) -> None:
+    (project.root / "tools" / "train.py").write_text(SLOW)
+    training = Training(project, project.write(options_of(redsr_options)), 1)
+    assert training.wait_for(lambda: "asleep" in training.output.read_text())
+    training.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert training.process.poll() is None, "it finishes the iteration"
+    training.process.send_signal(signal.SIGINT)
+    assert training.process.wait(10) == -signal.SIGINT
+    assert not list((project.root / "experiments" / "tiny").glob("training_states/*"))
