@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,11 @@ class CheckpointStore:
         if not self._writes:
             model.save(epoch, iteration)
             return
-        staged = _StagedSet(self._folders, self._identity, iteration)
-        try:
+        with self._staging(iteration) as staged:
             with caught(model, staged):
                 model.save(epoch, iteration)
             staged.stage_state(plain(dict(extras)))
             self._check_first(model, staged)
-            staged.commit()
-        except BaseException:
-            staged.discard()
-            raise
         if self._keep is not None:
             self._remove_old(self._keep, iteration, staged.labels)
 
@@ -98,10 +94,15 @@ class CheckpointStore:
         if not self._writes:
             model.save(_LATEST, _LATEST)
             return
+        with self._staging(iteration) as staged, caught(model, staged):
+            model.save(_LATEST, _LATEST)
+
+    @contextmanager
+    def _staging(self, iteration: int) -> Iterator[_StagedSet]:
+        """Have the files of a set written, and give them their names if all goes well."""
         staged = _StagedSet(self._folders, self._identity, iteration)
         try:
-            with caught(model, staged):
-                model.save(_LATEST, _LATEST)
+            yield staged
             staged.commit()
         except BaseException:
             staged.discard()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH, insert_bn
 from torchvision.models import get_model_weights
 
-from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.options import boolean, number
+from bsr_plugins.torch_cache import cached_file, download
 
 _CRITERIA = ("l1", "fro")  # BasicSR's l2 names a class that torch has not
-_HASH_DIGITS = 8  # of a weight file's SHA-256, before the ending of its name
 _SWITCHES = ("use_input_norm", "range_norm")
 _WEIGHTS = ("perceptual_weight", "style_weight")
 
@@ -64,15 +62,7 @@ def fetch_vgg(block: Mapping[str, Any], place: str) -> None:
         return
     vgg = block.get("vgg_type", "vgg19")
     url = get_model_weights(vgg).IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(url).name
-    if file.is_file():
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem[-_HASH_DIGITS:])
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BSRError(
-            f"{place}: the weights of {vgg} are missing, and {url} cannot be downloaded ({reason}), expected them in "
-            f"{file} (for any vgg_type, BasicSR takes {VGG_PRETRAIN_PATH} where that is)"
-        ) from error
+    file = cached_file(url)
+    if not file.is_file():
+        expected = f"them in {file} (for any vgg_type, BasicSR takes {VGG_PRETRAIN_PATH} where that is)"
+        download(url, f"{place}: the weights of {vgg} are", expected)

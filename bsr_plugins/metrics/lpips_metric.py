@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.options import check_arguments, integer
 from bsr_plugins.registration import register
 from bsr_plugins.safe_loading import load_safely
+from bsr_plugins.torch_cache import cached_file, download
 
 _WHERE = "calculate_lpips"
 _GREY_LEVELS = 255.0
@@ -29,7 +29,6 @@ _INPUT_ORDERS = ("HWC", "CHW")
 _BETTER = "lower"
 _AUTO = "auto"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_HASH_DIGITS = 8  # of a weight file's SHA-256, before the ending of its name
 
 
 class _Net(NamedTuple):
@@ -41,7 +40,7 @@ class _Net(NamedTuple):
     @property
     def file(self) -> str:
         """The name of the weights in torch's cache."""
-        return PurePosixPath(self.weights.url).name
+        return cached_file(self.weights.url).name
 
 
 NETS = {
@@ -168,7 +167,7 @@ def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: 
 def _weights_file(net: str, backbone_weights: object) -> Path:
     if backbone_weights is not None:
         return Path(str(backbone_weights)).expanduser()
-    return Path(torch.hub.get_dir()) / "checkpoints" / NETS[net].file
+    return cached_file(NETS[net].weights.url)
 
 
 @cache
@@ -179,7 +178,8 @@ def _network(net: str, weights: Path, device: torch.device) -> nn.Module:
     except ModuleNotFoundError as error:
         raise BSRError(f"{_WHERE}: {error}, expected the package lpips (pip install lpips)") from error
     if weights == _weights_file(net, None) and not weights.is_file():
-        _download(net, weights)
+        wanted = f"the weights of LPIPS's backbone {net}: put that file there, or name a copy with backbone_weights"
+        download(NETS[net].weights.url, f"{weights}: is", wanted)
     state = load_safely(weights, f"{weights} (LPIPS backbone {net})")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the old way in which the package asks torchvision for a backbone
@@ -207,17 +207,3 @@ def _fill(backbone: nn.Module, state: object, complaint: str) -> None:
     if wrong:
         raise BSRError(f"{complaint}: {'; '.join(wrong)}")
     backbone.load_state_dict(chosen, strict=True)
-
-
-def _download(net: str, file: Path) -> None:
-    """Fetch a backbone's weights into torch's cache, checked by the hash in their name."""
-    url = NETS[net].weights.url
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem[-_HASH_DIGITS:])
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BSRError(
-            f"{file}: is missing, and {url} cannot be downloaded ({reason}), expected the weights of LPIPS's backbone "
-            f"{net}: put that file there, or name a copy with backbone_weights"
-        ) from error
