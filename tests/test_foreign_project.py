@@ -100,6 +100,42 @@ def test_blind_models_train_under_the_stock_pipeline(project: Project, aacl_opti
     assert "encoder.features.0.weight" in parameters(project, "net_g")
 
 
+def simple_align(options: Options) -> Options:
+    """Make options of ReDSR some of Simple-Align."""
+    del options["network_degrader"], options["datasets"]["train"]["num_views"]
+    for key in ("redegradation_opt", "representation_opt"):
+        del options["train"][key]
+    options["network_g"] = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
+    options["train"] |= {"pixel_opt": {"type": "L1Loss"}, "align_opt": {"type": "AlignmentLoss"}}
+    return options | {"model_type": "SimpleAlignModel", "degradation": {"type": "SecondOrderDegradation"}}
+
+
+METHODS = {
+    "aacl": ["l_pix", "l_contrast", "contrast_accuracy"],
+    "redsr": ["l_pix", "l_redegradation", "l_representation"],
+    "dasr": ["l_pix", "l_contrast"],
+    "simple_align": ["l_pix", "l_align"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_under_the_stock_pipeline(
+    request: pytest.FixtureRequest, in_process: Run, method: str
+) -> None:
+    """From the import alone, and goes on from its own checkpoint there."""
+    options = request.getfixturevalue("redsr_options" if method == "simple_align" else f"{method}_options")
+    options = simple_align(options) if method == "simple_align" else options
+    options["logger"]["save_checkpoint_freq"] = 3
+    outcome = in_process("stock train", options)
+    assert outcome.status == 0, outcome.output
+    for figure in METHODS[method]:
+        assert f"{figure}: " in outcome.output
+    options["path"]["resume_state"] = "experiments/tiny/training_states/3.state"
+    resumed = in_process("stock train", options)
+    assert resumed.status == 0, resumed.output
+    assert "iter: 3." in resumed.output
+
+
 def test_what_a_stock_pipeline_hears_of_bad_options(aacl_options: Options, in_process: Run) -> None:
     aacl_options["network_moco"]["queue_size"] = 3
     outcome = in_process("stock train", aacl_options)
