@@ -178,6 +178,14 @@ def fingerprint(file: Path) -> Fingerprint:
     return Fingerprint(digest.hexdigest(), size)
 
 
+def unused(path: Path) -> Path:
+    """Return a path that does not exist: this one, or this with a number before its suffix."""
+    candidate, number = path, 1
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.stem}_{number}{path.suffix}"), number + 1
+    return candidate
+
+
 def sync_folder(folder: Path) -> None:
     """Have what was renamed or removed in a folder on the disk before going on.
 

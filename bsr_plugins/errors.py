@@ -18,6 +18,12 @@ class BadImageError(BSRError):
     """An image file is missing, unreadable or unfit for what was asked of it."""
 
 
+def line_of(error: BSRError) -> str:
+    """Return the error's own line; a data worker's error arrives with the worker's traceback before it."""
+    last = str(error).strip().splitlines()[-1]
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
     nearest = difflib.get_close_matches(str(name), list(known), n=1)

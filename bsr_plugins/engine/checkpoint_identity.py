@@ -22,7 +22,14 @@ _DIGEST_BYTES = 16
 _LEFT_OUT = {
     "": {"auto_resume", "dist", "dist_params", "is_train", "logger", "name", "path", "rank", "root_path", "val"},
     "train": {"total_iter", "max_nonfinite_steps", "log_grad_norm"},
-    "datasets.train": {"name", "num_worker_per_gpu", "prefetch_mode", "num_prefetch_queue", "pin_memory"},
+    "datasets.train": {
+        "name",
+        "num_prefetch_queue",
+        "num_worker_per_gpu",
+        "persistent_workers",
+        "pin_memory",
+        "prefetch_mode",
+    },
 }
 _COMPARED_ALONE = {"": {"manual_seed", "num_gpu", "world_size"}, "datasets.train": {"batch_size_per_gpu"}}
 

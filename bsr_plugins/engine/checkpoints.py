@@ -13,7 +13,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 
-from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder
+from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder, unused
 from bsr_plugins.engine.checkpoint_contents import caught, own_methods, plain
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.engine.checkpoint_sets import RunFolders
@@ -23,6 +23,7 @@ from bsr_plugins.safe_loading import load_safely
 
 _LATEST = -1  # what BasicSR's models take for the epoch and the iteration of the networks at the end
 _PREFIX = "net_"
+_ASIDE = "_superseded"
 
 
 class CheckpointStore:
@@ -96,6 +97,26 @@ class CheckpointStore:
             return
         with self._staging(iteration) as staged, caught(model, staged):
             model.save(_LATEST, _LATEST)
+
+    def set_aside_newer(self, iteration: int) -> list[Path]:
+        """Give training states of later iterations names that nothing is resumed from: a run goes on before them.
+
+        Returns:
+            Their new names, on rank 0; they remain until someone removes them.
+
+        Raises:
+            BSRError: One cannot be renamed.
+        """
+        newer = sorted((n, file) for n, file in self._folders.saved_states().items() if n > iteration)
+        if not self._writes:
+            return []
+        aside = []
+        for _, file in newer:
+            try:
+                aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{_ASIDE}"))))
+            except OSError as error:
+                raise BSRError(f"{file}: cannot be renamed ({error.strerror})") from error
+        return aside
 
     @contextmanager
     def _staging(self, iteration: int) -> Iterator[_StagedSet]:

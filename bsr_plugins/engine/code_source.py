@@ -11,7 +11,7 @@ from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
-from bsr_plugins.engine.code_values import NOTHING, Value, constant
+from bsr_plugins.engine.code_values import NOTHING, Value, block, boxed, constant
 
 _NOT_FOLLOWED = frozenset(
     {*sys.stdlib_module_names, "cv2", "mmengine", "numpy", "torch", "torchvision", "tqdm", "yaml"}
@@ -40,6 +40,11 @@ class CodeClass:
                         self.properties.add(name)
                 elif not name.startswith("__"):
                     self.attributes[name] = self.attributes.get(name, NOTHING) | constant(member)
+
+    def attribute(self, name: str) -> Value:
+        """Return what an attribute of an object may be."""
+        value = self.attributes.get(name, NOTHING)
+        return value | self.returned.get(name, NOTHING) if name in self.properties else value
 
     def state(self) -> tuple[Any, ...]:
         """Return what another round may add to."""
@@ -76,6 +81,19 @@ def is_followed(called: type | FunctionType) -> bool:
 def parameters_of(function: FunctionType) -> list[str]:
     code = function.__code__
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def block_given(kind: type) -> dict[str, Value]:
+    """Return what the parameters of a class's constructor stand for when it is given a block of options alone."""
+    init = function_of(inspect.getattr_static(kind, "__init__"))
+    if init is None or not is_followed(init):
+        return {}
+    code = init.__code__
+    if code.co_argcount > 1:
+        return {code.co_varnames[1]: block(())}
+    if code.co_flags & inspect.CO_VARARGS:
+        return {code.co_varnames[code.co_argcount + code.co_kwonlyargcount]: boxed([block(())])}
+    return {}
 
 
 def words_of(code: CodeType) -> Iterator[str]:

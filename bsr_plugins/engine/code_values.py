@@ -1,9 +1,9 @@
-"""What an expression in somebody's code may stand for, as far as options go: blocks of options, and text."""
+"""What an expression in somebody's code may stand for, as far as options go, and which options are read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from bsr_plugins.engine.option_yaml import Place
@@ -127,3 +127,51 @@ def _ending(chosen: tuple[Text, ...]) -> str:
         if end is not None:
             break
     return tail
+
+
+@dataclass
+class Reads:
+    """What is read.
+
+    Attributes:
+        exact: Places of options; `*` stands for any key.
+        patterns: Blocks whose keys are read that begin and end so; the code does not tell the rest.
+        whole: Blocks all of whose keys are read.
+        loose: Keys that are read out of what is named like options, of which block cannot be told.
+    """
+
+    exact: set[Place] = field(default_factory=set)
+    patterns: set[tuple[Place, str, str]] = field(default_factory=set)
+    whole: set[Place] = field(default_factory=set)
+    loose: set[str] = field(default_factory=set)
+
+    def keys_of(self, place: Place) -> set[str]:
+        """Return the keys of a block that are read by name."""
+        return {known[len(place)] for known in self.exact if len(known) > len(place) and _leads(known, place)} - {ANY}
+
+    def knows(self, place: Place) -> bool:
+        """Whether the last key of a place is read."""
+        *above, key = place
+        if key in self.loose or self.takes_all(tuple(above)):
+            return True
+        return any(len(known) >= len(place) and _leads(known, place) for known in self.exact) or any(
+            _leads(at, tuple(above)) and len(at) == len(above) and str(key).startswith(begin) and str(key).endswith(end)
+            for at, begin, end in self.patterns
+        )
+
+    def names(self, place: Place) -> bool:
+        """Whether the last key of a place is read by its name."""
+        return any(
+            len(known) >= len(place) and _leads(known, place) and known[len(place) - 1] != ANY for known in self.exact
+        )
+
+    def takes_all(self, place: Place) -> bool:
+        """Whether every key of a block is read."""
+        return any(len(known) <= len(place) and _leads(place, known) for known in self.whole)
+
+
+def _leads(place: Place, start: Place) -> bool:
+    """Whether a place begins with the keys of another, of which either may have `*`."""
+    return len(place) >= len(start) and all(
+        ANY in (one, other) or one == other for one, other in zip(place, start, strict=False)
+    )

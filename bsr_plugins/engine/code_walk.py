@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import is_dataclass
 from types import FunctionType, ModuleType
 from typing import Protocol
 
@@ -19,10 +19,10 @@ from bsr_plugins.engine.code_source import (
     raw_member,
     words_of,
 )
-from bsr_plugins.engine.code_values import ANY, NOTHING, UNKNOWN, Value, boxed, constant, joined, union
+from bsr_plugins.engine.code_values import ANY, NOTHING, UNKNOWN, Reads, Value, boxed, constant, joined, union
 from bsr_plugins.engine.option_yaml import Place
 
-_TAKING = ("get", "pop", "setdefault", "__getitem__")
+_TAKING = ("get", "pop", "setdefault", "__getitem__", "__contains__")
 _GOING_THROUGH = ("items", "values")
 _SAME = frozenset(
     {"dict", "OrderedDict", "deepcopy", "copy", "list", "tuple", "sorted", "cast", "iter", "reversed", "set"}
@@ -32,54 +32,6 @@ _LOOKING = frozenset(
 )
 _LIKE_OPTIONS = re.compile(r"(^|_)(opts?|options?|cfg|conf|config|settings?|h?params|args|kwargs)_?$")
 _BOXING = frozenset({"enumerate", "zip"})
-
-
-@dataclass
-class Reads:
-    """What is read.
-
-    Attributes:
-        exact: Places of options; `*` stands for any key.
-        patterns: Blocks whose keys are read that begin and end so; the code does not tell the rest.
-        whole: Blocks all of whose keys are read.
-        loose: Keys that are read out of what is named like options, of which block cannot be told.
-    """
-
-    exact: set[Place] = field(default_factory=set)
-    patterns: set[tuple[Place, str, str]] = field(default_factory=set)
-    whole: set[Place] = field(default_factory=set)
-    loose: set[str] = field(default_factory=set)
-
-    def keys_of(self, place: Place) -> set[str]:
-        """Return the keys of a block that are read by name."""
-        return {known[len(place)] for known in self.exact if len(known) > len(place) and _leads(known, place)} - {ANY}
-
-    def knows(self, place: Place) -> bool:
-        """Whether the last key of a place is read."""
-        *above, key = place
-        if key in self.loose or self.takes_all(tuple(above)):
-            return True
-        return any(len(known) >= len(place) and _leads(known, place) for known in self.exact) or any(
-            _leads(at, tuple(above)) and len(at) == len(above) and str(key).startswith(begin) and str(key).endswith(end)
-            for at, begin, end in self.patterns
-        )
-
-    def names(self, place: Place) -> bool:
-        """Whether the last key of a place is read by its name."""
-        return any(
-            len(known) >= len(place) and _leads(known, place) and known[len(place) - 1] != ANY for known in self.exact
-        )
-
-    def takes_all(self, place: Place) -> bool:
-        """Whether every key of a block is read."""
-        return any(len(known) <= len(place) and _leads(place, known) for known in self.whole)
-
-
-def _leads(place: Place, start: Place) -> bool:
-    """Whether a place begins with the keys of another, of which either may have `*`."""
-    return len(place) >= len(start) and all(
-        ANY in (one, other) or one == other for one, other in zip(place, start, strict=False)
-    )
 
 
 class Learner(Protocol):
@@ -141,8 +93,35 @@ class Walker:
                 self.returned |= self.value(node.value)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self.statements(node.body)
+        elif isinstance(node, ast.Match):
+            value = self.value(node.subject)
+            for case in node.cases:
+                self.pattern(case.pattern, value, node.subject)
+                self.children(case)
         else:
             self.children(node)
+
+    def pattern(self, node: ast.pattern, value: Value, source: ast.expr) -> None:
+        """Match a value with a pattern; `source` is the value's code."""
+        if isinstance(node, ast.MatchMapping):
+            for key, part in zip(node.keys, node.patterns, strict=True):
+                self.pattern(part, self.take(value, self.value(key), source), source)
+            self.name(node.rest, value)
+        elif isinstance(node, ast.MatchAs):
+            self.name(node.name, value)
+            if node.pattern is not None:
+                self.pattern(node.pattern, value, source)
+        elif isinstance(node, ast.MatchStar):
+            self.name(node.name, boxed([value]))
+        elif isinstance(node, ast.MatchSequence | ast.MatchOr | ast.MatchClass):
+            inner = value.items() if isinstance(node, ast.MatchSequence) else value
+            for part in (*node.patterns, *getattr(node, "kwd_patterns", ())):
+                self.pattern(part, inner, source)
+
+    def name(self, name: str | None, value: Value) -> None:
+        """Let a name stand for a value."""
+        if name is not None:
+            self.names[name] = self.names.get(name, NOTHING) | value
 
     def statements(self, nodes: list[ast.stmt]) -> None:
         """Go through statements."""
@@ -160,7 +139,7 @@ class Walker:
     def bind(self, target: ast.expr, value: Value, source: ast.expr | None) -> None:
         """Let a target of an assignment stand for a value."""
         if isinstance(target, ast.Name):
-            self.names[target.id] = self.names.get(target.id, NOTHING) | value
+            self.name(target.id, value)
         elif isinstance(target, ast.Attribute):
             if self.is_own(target.value) and self.unit is not None:
                 known = self.unit.attributes
@@ -201,9 +180,10 @@ class Walker:
 
     def _attribute(self, node: ast.Attribute) -> Value:
         if self.is_own(node.value) and self.unit is not None:
-            value = self.unit.attributes.get(node.attr, NOTHING)
-            return value | self.unit.returned.get(node.attr, NOTHING) if node.attr in self.unit.properties else value
-        self.value(node.value)
+            return self.unit.attribute(node.attr)
+        base = self.value(node.value)
+        if hasattr(dict, node.attr):  # a method that is not called here reads what nobody knows
+            self.reads.whole.update(base.blocks)
         return constant(self.object_of(node))
 
     def _subscript(self, node: ast.Subscript) -> Value:
@@ -295,8 +275,12 @@ class Walker:
                 return self.of_own(node.func.attr, arguments, named)
             if node.func.attr in _TAKING and arguments and self.object_of(node.func) is None:
                 return self.take(NOTHING, arguments[0], node.func.value)
+            if self.is_of_base(node):
+                return self.of_own(node.func.attr, arguments[1:], named)
         else:
             self.value(node.func)
+        if self.unit is not None and _is_getattr(node) and self.is_own(node.args[0]):
+            return union([*map(self.unit.attribute, _exact(arguments[1])), *arguments[2:]])
         name = _last_name(node.func)
         if name in _LOOKING:
             return NOTHING
@@ -315,7 +299,14 @@ class Walker:
             self.reads.whole.update(base.blocks)
             items = base.items()
             return Value(inner_blocks=items.blocks, inner_texts=items.texts)
-        return base if method == "copy" else NOTHING
+        return base if method in ("copy", "keys") else NOTHING
+
+    def is_of_base(self, node: ast.Call) -> bool:
+        """Whether a call is `Base.method(self, ...)`."""
+        if self.unit is None or not (isinstance(node.func, ast.Attribute) and node.args and self.is_own(node.args[0])):
+            return False
+        holder = self.object_of(node.func.value)
+        return node.func.attr in self.unit.methods and any(holder is base for base in self.unit.kind.__mro__)
 
     def of_own(self, name: str, arguments: list[Value], named: list[tuple[str | None, Value]]) -> Value:
         """Call a method of this class or of a base."""
@@ -358,7 +349,7 @@ class Walker:
 
     def take(self, base: Value, key: Value, node: ast.expr) -> Value:
         """Take a key out of a block, or an item out of something that holds blocks; `node` is that block's code."""
-        exact = {text for text, end in key.texts if end is None}
+        exact = _exact(key)
         if not base.has_blocks:
             if self.unit is not None and _LIKE_OPTIONS.search(_last_name(node)):
                 self.reads.loose.update(exact)
@@ -381,14 +372,21 @@ class Walker:
         return None
 
 
+def _exact(value: Value) -> set[str]:
+    return {text for text, end in value.texts if end is None}
+
+
 def _without_prefix(base: Value, prefix: Value) -> Value:
-    begins = [text for text, end in prefix.texts if end is None]
-    texts = {(text.removeprefix(begin), None) for text, end in base.texts if end is None for begin in begins}
+    texts = {(text.removeprefix(begin), None) for text in _exact(base) for begin in _exact(prefix)}
     return Value(texts=frozenset(texts))
 
 
 def _is_super(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+
+
+def _is_getattr(node: ast.Call) -> bool:
+    return isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) > 1
 
 
 def _last_name(node: ast.expr) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bsr_plugins.engine.faults import OptionFaults
-from bsr_plugins.errors import BSRError
+from bsr_plugins.errors import BSRError, line_of
 
 BAD_INPUT = 2
 _LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
@@ -33,14 +33,8 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     except OptionFaults as error:
         return _refuse(error.lines) if _speaks() else _wait()
     except BSRError as error:
-        return _refuse([_own_message(error)])
+        return _refuse([line_of(error)])
     return 0
-
-
-def _own_message(error: BSRError) -> str:
-    """Return the error's own line; a data worker's error arrives with the worker's traceback before it."""
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 def _refuse(lines: Sequence[str]) -> int:

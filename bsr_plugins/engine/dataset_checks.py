@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +19,21 @@ from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.degradations import build_degradation
 from bsr_plugins.engine.faults import Faults
-from bsr_plugins.engine.image_sizes import Found, Pairs, files_of, header_sizes, paired_files
+from bsr_plugins.engine.image_sizes import Found, Pairs, files_of, header_sizes, paired_files, paired_in_lmdb
 from bsr_plugins.engine.named_blocks import is_own, registered
 from bsr_plugins.engine.trial import memory_bytes
-from bsr_plugins.errors import BadImageError, BSRError, OptionError, unknown_name
+from bsr_plugins.errors import BadImageError, BSRError, OptionError, did_you_mean, unknown_name
 from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.options import check_arguments
 
 _BYTES_A_NUMBER = 4
 _BYTES_A_PLACE = 64  # of an epoch's order
 _PHASES_OF_TRAINING, _PHASES_OF_TESTING = ("train", "val"), ("test",)
+_LMDB_GIVEN = ("db_paths", "client_keys")  # by the datasets
+_LMDB_OPEN = (
+    *("map_size", "subdir", "metasync", "sync", "map_async", "mode", "create", "writemap", "meminit"),
+    *("max_readers", "max_dbs", "max_spare_txns"),
+)
 
 
 def check_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[str, Found]:
@@ -81,7 +88,7 @@ def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str,
     if is_own(kind):
         _check_storage(place, dataset_opt)
     found = None
-    if kind is PairedImageDataset and _on_disk(dataset_opt):
+    if kind is PairedImageDataset:
         found = _check_pairs(place, dataset_opt)
     elif kind is SingleImageDataset and _on_disk(dataset_opt):
         found = _check_singles(place, dataset_opt, opt)
@@ -93,18 +100,41 @@ def _check_dataset(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str,
 
 def _check_storage(place: str, dataset_opt: Mapping[str, Any]) -> None:
     """Check where one of BasicSR's datasets is stored."""
-    backend = dataset_opt.get("io_backend")
-    if not isinstance(backend, Mapping) or "type" not in backend:
-        raise OptionError(f"{place}.io_backend: {backend!r}, expected a block, as {{type: disk}}")
-    known = FileClient._backends
-    if not isinstance(backend["type"], str) or backend["type"] not in known:
-        raise unknown_name(f"{place}.io_backend.type", backend["type"], known)
-    for key in ("dataroot_gt", "dataroot_lq") if _on_disk(dataset_opt) else ():
+    _check_backend(f"{place}.io_backend", dataset_opt.get("io_backend"))
+    for key in ("dataroot_gt", "dataroot_lq"):
         root = dataset_opt.get(key)
         if isinstance(root, list):
             raise OptionError(f"{place}.{key}: {root!r}, expected one folder, as {dataset_opt['type']} takes")
-        if root is not None and not Path(root).is_dir():
+        if root is not None and _on_disk(dataset_opt) and not Path(root).is_dir():
             raise OptionError(f"{place}.{key}: {root!r} is missing or no folder, expected a folder of images")
+
+
+def _check_backend(place: str, backend: object) -> None:
+    """Check the block of one of BasicSR's storage backends."""
+    known = FileClient._backends
+    if not isinstance(backend, Mapping):
+        raise OptionError(f"{place}: {backend!r}, expected a block, as {{type: disk}}")
+    if "type" not in backend:
+        for key in backend:
+            if nearest := did_you_mean(key, ["type"]):
+                raise OptionError(f"{place}.{key}: unknown key, expected type{nearest}")
+        raise OptionError(f"{place}.type: the key is missing, expected one of {', '.join(sorted(known))}")
+    if not isinstance(backend["type"], str) or backend["type"] not in known:
+        raise unknown_name(f"{place}.type", backend["type"], known)
+    kind, arguments = known[backend["type"]], {key: value for key, value in backend.items() if key != "type"}
+    names = list(inspect.signature(kind).parameters)
+    if backend["type"] == "lmdb":
+        names = [name for name in (*names, *_LMDB_OPEN) if name not in (*_LMDB_GIVEN, "kwargs")]
+        for key in arguments:
+            if key not in names:
+                raise OptionError(
+                    f"{place}.{key}: unknown key, expected one of {', '.join(names)}{did_you_mean(key, names)}"
+                )
+    elif arguments and not names:
+        key = next(iter(arguments))
+        raise OptionError(f"{place}.{key}: unknown key, expected none but type{did_you_mean(key, ['type'])}")
+    else:
+        check_arguments(kind, arguments, place)
 
 
 def _on_disk(dataset_opt: Mapping[str, Any]) -> bool:
@@ -154,21 +184,39 @@ def _check_own(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any
     return Found(len(images), [(image.height, image.width) for image in images], has_gt=True)
 
 
-def _check_pairs(place: str, dataset_opt: Mapping[str, Any]) -> Found:
-    """Check BasicSR's `PairedImageDataset`, which would crop HR images that do not fit, and say nothing."""
-    training = dataset_opt["phase"] == "train"
+def _check_pairs(place: str, dataset_opt: Mapping[str, Any]) -> Found | None:
+    """Check BasicSR's `PairedImageDataset`, which would crop HR images that do not fit, and say nothing.
+
+    Returns:
+        What it has, or None if it is stored neither on disk nor in LMDBs.
+    """
+    _check_pair_options(place, dataset_opt)
+    if dataset_opt["io_backend"]["type"] == "lmdb":
+        pairs = paired_in_lmdb(dataset_opt, place)
+    elif _on_disk(dataset_opt):
+        pairs = paired_files(dataset_opt, place)
+    else:
+        return None
+    channels = 1 if dataset_opt.get("color") == "y" else 3
+    if _skips(dataset_opt):
+        return Found(len(pairs.gt), None, True, channels)
+    if _on_disk(dataset_opt):
+        pairs.gt_sizes, pairs.lq_sizes = header_sizes(pairs.gt), header_sizes(pairs.lq)
+    _check_sizes(pairs, dataset_opt["scale"], dataset_opt["gt_size"] if dataset_opt["phase"] == "train" else None)
+    return Found(len(pairs.gt), pairs.gt_sizes, True, channels)
+
+
+def _check_pair_options(place: str, dataset_opt: Mapping[str, Any]) -> None:
+    training, template = dataset_opt["phase"] == "train", dataset_opt.get("filename_tmpl", "{}")
     for key in ("dataroot_gt", "dataroot_lq", *(("gt_size", "use_hflip", "use_rot") if training else ()), "scale"):
         if dataset_opt.get(key) is None:
             raise OptionError(f"{place}.{key}: the key is missing")
-    pairs, scale, gt_size = paired_files(dataset_opt, place), dataset_opt["scale"], dataset_opt.get("gt_size")
-    channels = 1 if dataset_opt.get("color") == "y" else 3
-    if training and gt_size % scale:
-        raise OptionError(f"{place}.gt_size: {gt_size}, expected a multiple of scale {scale}")
-    if _skips(dataset_opt):
-        return Found(len(pairs.gt), None, True, channels)
-    pairs.gt_sizes, pairs.lq_sizes = header_sizes(pairs.gt), header_sizes(pairs.lq)
-    _check_sizes(pairs, scale, gt_size if training else None)
-    return Found(len(pairs.gt), pairs.gt_sizes, True, channels)
+    if training and dataset_opt["gt_size"] % dataset_opt["scale"]:
+        raise OptionError(
+            f"{place}.gt_size: {dataset_opt['gt_size']}, expected a multiple of scale {dataset_opt['scale']}"
+        )
+    if not isinstance(template, str) or "{}" not in template or set("{}") & set(template.replace("{}", "", 1)):
+        raise OptionError(f"{place}.filename_tmpl: {template!r}, expected text that holds '{{}}' once, as '{{}}x4'")
 
 
 def _check_sizes(pairs: Pairs, scale: int, gt_size: int | None) -> None:

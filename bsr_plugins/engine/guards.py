@@ -22,6 +22,7 @@ from bsr_plugins.options import boolean, integer, number
 
 DEFAULT_MAX_NONFINITE_STEPS = 10
 _FILE_KEYS = ("gt_path", "lq_path")
+_COUNTS = ("skipped_in_a_row", "skipped_total")
 
 
 class NonFiniteError(BSRError):
@@ -193,8 +194,8 @@ class StepGuard:
         return {"skipped_in_a_row": self._skipped_in_a_row, "skipped_total": self._skipped_total}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from counts that `state` gave."""
-        self._skipped_in_a_row, self._skipped_total = state["skipped_in_a_row"], state["skipped_total"]
+        """Go on from counts that `state` gave; a checkpoint of BasicSR's has none."""
+        self._skipped_in_a_row, self._skipped_total = (state.get(key, 0) for key in _COUNTS)
 
     @contextmanager
     def _watch(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 from basicsr.utils import scandir
 from PIL import Image
 
+from bsr_plugins.data.image_files import images_in_lmdb
 from bsr_plugins.errors import BadImageError, OptionError
 
 Size = tuple[int, int]
 """Height and width."""
 
 _ORIENTATION, _SWAPPED = 0x0112, (5, 6, 7, 8)  # EXIF's orientations that swap the sides
+_NAMED = 3  # images without a partner
 
 
 @dataclass
@@ -38,10 +40,10 @@ class Found:
 
 @dataclass
 class Pairs:
-    """The files of BasicSR's `PairedImageDataset`, and their sizes.
+    """The images of BasicSR's `PairedImageDataset`, and their sizes.
 
     Attributes:
-        gt: HR images.
+        gt: HR images: files, or LMDB folders with keys.
         lq: Their LR images.
         gt_sizes: Sizes of the HR images.
         lq_sizes: Sizes of the LR images.
@@ -67,9 +69,11 @@ def _header_size(file: str) -> Size:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _SWAPPED
+            # Asked for what a PNG's header has not, Pillow decodes the whole image.
+            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION) in _SWAPPED
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"{file}: cannot be read ({type(error).__name__}), expected an image file") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadImageError(f"{file}: cannot be read ({reason}), expected an image file") from error
     return (width, height) if turned else (height, width)
 
 
@@ -100,18 +104,50 @@ def paired_files(dataset_opt: Mapping[str, Any], place: str) -> Pairs:
         if not Path(str(meta)).is_file():
             raise OptionError(f"{place}.meta_info_file: {meta!r}: there is no such file")
         gt_names = [line.strip().split(" ")[0] for line in Path(meta).read_text().splitlines()]
-    elif len(gt_names) != len(lq_names):
+    partners = {name: f"{template.format(Path(name).stem)}{Path(name).suffix}" for name in gt_names}
+    if meta is None and len(gt_names) != len(lq_names):
         raise OptionError(
             f"{place}.dataroot_lq: {lq_root!r} holds {len(lq_names)} files, expected {len(gt_names)}, as dataroot_gt"
+            f"{_partnerless(partners.values(), lq_names)} (folders and broken links are no files)"
         )
     there, pairs = set(lq_names), Pairs([], [])
     for name in gt_names:
-        file = Path(name)
-        lq_name = f"{template.format(file.stem)}{file.suffix}"
-        if lq_name not in there:
+        if partners[name] not in there:
             raise OptionError(
-                f"{place}.dataroot_lq: {lq_root!r} holds no {lq_name}, expected it for dataroot_gt's {name}"
+                f"{place}.dataroot_lq: {lq_root!r} holds no {partners[name]}, expected it for dataroot_gt's {name}"
             )
         pairs.gt.append(str(Path(gt_root) / name))
-        pairs.lq.append(str(Path(lq_root) / lq_name))
+        pairs.lq.append(str(Path(lq_root) / partners[name]))
     return pairs
+
+
+def paired_in_lmdb(dataset_opt: Mapping[str, Any], place: str) -> Pairs:
+    """Find the pairs of BasicSR's `PairedImageDataset` in two LMDBs, with the sizes that their `meta_info.txt` have.
+
+    Raises:
+        OptionError: One is missing, is no LMDB of BasicSR's tool or holds no image, or their keys are not the same.
+    """
+    gt_root, lq_root = dataset_opt["dataroot_gt"], dataset_opt["dataroot_lq"]
+    gt_images = {image.key: image for image in images_in_lmdb(gt_root, f"{place}.dataroot_gt")}
+    lq_images = images_in_lmdb(lq_root, f"{place}.dataroot_lq")
+    unmatched = _partnerless(gt_images, [image.key for image in lq_images])
+    if unmatched:
+        raise OptionError(
+            f"{place}.dataroot_lq: {lq_root!r} has other keys than {gt_root!r}, expected the same{unmatched}"
+        )
+    pairs = Pairs([], [])
+    for lq_image in lq_images:
+        for image, files, sizes in (
+            (gt_images[lq_image.key], pairs.gt, pairs.gt_sizes),
+            (lq_image, pairs.lq, pairs.lq_sizes),
+        ):
+            files.append(image.path)
+            sizes.append((image.height, image.width))
+    return pairs
+
+
+def _partnerless(wanted: Iterable[str], there: Iterable[str]) -> str:
+    """Name the first LR images that are wanted and not there, and those that are there and not wanted."""
+    lacking, surplus = sorted(set(wanted) - set(there)), sorted(set(there) - set(wanted))
+    text = f"; there is no LR image {', '.join(lacking[:_NAMED])}" if lacking else ""
+    return text + (f"; there is no HR image for {', '.join(surplus[:_NAMED])}" if surplus else "")

@@ -53,12 +53,13 @@ _TRAINER: dict[Place, frozenset[str]] = {
 }
 """What BasicSR's trainer and ours read; `use_shuffle`, which BasicSR's files have and nothing reads, among it."""
 
-_OF_DATASETS = frozenset((*TRAINER_KEYS, "name", "phase", "scale", "on_bad_image"))
+_OF_DATASETS = frozenset((*TRAINER_KEYS, "name", "phase", "scale"))
+_OF_TRAINING_DATASETS = frozenset(("on_bad_image",))
 _OF_GANS = frozenset(("net_d_iters", "net_d_init_iters"))
 """What the option files of all of BasicSR's GANs have; one of its models reads neither."""
 
-_OF_STOCK_DATASETS = frozenset(("gt_size",))
-"""What the option files of BasicSR's training datasets have; one of these does not read it."""
+_OF_STOCK_DATASETS = frozenset(("dataroot_flow", "gt_size", "interval_list"))
+"""What the option files of BasicSR's training datasets have; not all of these read them."""
 
 _SET_BY_TRAINER = frozenset(("auto_resume", "dist", "is_train", "rank", "root_path", "world_size"))
 _OF_NETWORKS = ("pretrain_network_", "strict_load_", "param_key_")
@@ -121,13 +122,16 @@ class _Known:
 
     def check_dataset(self, block: Mapping[str, Any], place: Place, kind: Any) -> None:
         """Check the keys of a dataset's block."""
-        reads = reads_of(kind)
+        reads = reads_of(kind, is_dataset=True)
         known = set(_OF_DATASETS)
         if issubclass(kind, PairedDegradationDataset):
             known |= {field.name for options in (PatchOptions, WholeImageOptions) for field in fields(options)}
             reads = Reads()
         elif is_own(kind):
             known |= _OF_STOCK_DATASETS
+        known -= _OF_TRAINING_DATASETS
+        if place[-1].partition("_")[0] == "train":
+            known |= _OF_TRAINING_DATASETS
         for key in block:
             below = (*place, key)
             read = key in known or reads.knows((key,)) or self.reads.names(below)

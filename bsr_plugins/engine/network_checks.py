@@ -8,19 +8,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from basicsr.models.sr_model import SRModel
+from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.image_sizes import Found
-from bsr_plugins.engine.named_blocks import registered
+from bsr_plugins.engine.named_blocks import model_class, registered
 from bsr_plugins.engine.pretrained import check_weights
-from bsr_plugins.engine.trial import build_network, check_output, grey_image, memory_bytes
+from bsr_plugins.engine.trial import build_network, check_output, grey_image, memory_bytes, run_on_trial
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 
 _TRIAL_SIDE = 48  # of LR images where the options do not tell it
 _LARGEST_SIDE = 128
+_LARGEST_PATCH = 512
 _COPIES_IN_TRAINING = 4  # weights, gradients, and two moments of Adam
 _FED_OTHERWISE = ("feed_data", "dist_validation", "nondist_validation")
 
@@ -50,7 +52,17 @@ def check_networks(opt: Mapping[str, Any], needed: Iterable[str], faults: Faults
         if faults.free(*(("path", name) for name in keys)):
             with faults.noted("path", f"pretrain_{key}"):
                 _check_weights(key, network, opt)
+    if "network_d" in networks and opt["is_train"] and issubclass(model_class(opt) or object, SRGANModel):
+        with faults.noted("network_d"):
+            _check_discriminator(networks["network_d"], opt)
     return {key: network for key, network in networks.items() if faults.free((key,))}
+
+
+def _check_discriminator(network: nn.Module, opt: Mapping[str, Any]) -> None:
+    """Check that a discriminator takes the patches that it will judge."""
+    size = (opt["datasets"].get("train") or {}).get("gt_size")
+    if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _LARGEST_PATCH:
+        run_on_trial(network, grey_image(3, size), "network_d")
 
 
 def _build(key: str, opt: Mapping[str, Any]) -> nn.Module:
@@ -68,7 +80,10 @@ def _check_weights(key: str, network: nn.Module, opt: Mapping[str, Any]) -> None
         if network.state_dict():
             raise OptionError(f"{place}: {opt['path'].get(f'pretrain_{key}')}, expected the weights to be tested")
         return
-    warning = check_weights(key, network, opt["path"])
+    train_opt = opt.get("train")
+    decay = train_opt.get("ema_decay", 0) if opt["is_train"] and isinstance(train_opt, Mapping) else 0
+    averaged = key == "network_g" and isinstance(decay, int | float) and decay > 0
+    warning = check_weights(key, network, opt["path"], averaged)
     if warning is not None and opt["rank"] == 0:
         print(f"warning: {warning}", file=sys.stderr)
 

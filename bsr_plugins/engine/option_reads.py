@@ -1,8 +1,9 @@
 """Which options a class reads, learned from its code.
 
-The code of the class and of its bases is gone through without running it. What it takes out of `opt`, of `self.opt`, of
-parameters named after blocks (`train_opt`) and of whatever these are assigned or handed to, its own helpers included,
-is what it reads. Where the code does not tell, more counts as read rather than less.
+The code of the class and of its bases is gone through without running it. What it takes out of what its constructor is
+given, of `opt`, of `self.opt`, of parameters named after blocks (`train_opt`) and of whatever these are assigned or
+handed to, its own helpers included, is what it reads. Where the code does not tell, more counts as read rather than
+less.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from bsr_plugins.engine.code_source import CodeClass, node_of, parameters_of
-from bsr_plugins.engine.code_values import ANY, NOTHING, Value, block
-from bsr_plugins.engine.code_walk import Reads, Walker
+from bsr_plugins.engine.code_source import CodeClass, block_given, node_of, parameters_of
+from bsr_plugins.engine.code_values import ANY, NOTHING, Reads, Value, block
+from bsr_plugins.engine.code_walk import Walker
 from bsr_plugins.engine.option_yaml import Place
 
 __all__ = ["Reads", "reads_of", "unread_keywords"]
 
 _ROUNDS = 6
-_CONVENTIONS = {
+_CONVENTIONS: dict[str, Place] = {
     "opt": (),
     "train_opt": ("train",),
     "val_opt": ("val",),
@@ -30,14 +31,21 @@ _CONVENTIONS = {
     "logger_opt": ("logger",),
     "dataset_opt": ("datasets", ANY),
 }
+_CONVENTIONS_OF_DATASETS: dict[str, Place] = {"opt": (), "dataset_opt": ()}
 
 
 @cache
-def reads_of(kind: type) -> Reads:
-    """Learn what a model or dataset reads out of the options that its constructor is given."""
+def reads_of(kind: type, is_dataset: bool = False) -> Reads:
+    """Learn what a model or dataset reads out of the options that its constructor is given.
+
+    Args:
+        kind: The class.
+        is_dataset: Whether it is a dataset, which is given its own block, and not all options as a model is.
+    """
     learner = _Learner()
+    conventions = _CONVENTIONS_OF_DATASETS if is_dataset else _CONVENTIONS
     for learner.guesses in (False, True):
-        learner.learn_class(kind, {}, _CONVENTIONS)
+        learner.learn_class(kind, block_given(kind), conventions)
     return learner.reads
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.models.realesrgan_model import RealESRGANModel
+from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
@@ -24,6 +26,7 @@ from bsr_plugins.engine.perceptual import fetch_vgg
 from bsr_plugins.engine.schema import MAX_SEED
 from bsr_plugins.engine.train_options import check_train_options
 from bsr_plugins.engine.validation_options import check_validation
+from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
 from bsr_plugins.options import integer
 
@@ -46,6 +49,7 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
     if faults.free(("num_gpu",)):
         with faults.noted("num_gpu"):
             check_device(opt)
+            _check_cuda_model(opt, model)
     seed, processes = opt["manual_seed"], opt["world_size"]
     if faults.free(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
         faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
@@ -70,6 +74,17 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
         _fetch_weights(opt, model, faults)
 
 
+def _check_cuda_model(opt: Mapping[str, Any], model: Any) -> None:
+    """Check that a model of BasicSR into which CUDA is written gets a CUDA device, and batches that fill its queue."""
+    if model is None or not opt["is_train"] or not issubclass(model, RealESRNetModel | RealESRGANModel):
+        return
+    if opt["num_gpu"] == 0:
+        raise OptionError(f"num_gpu: 0, expected a CUDA device, without which BasicSR's {model.__name__} does not run")
+    queue, batch = opt.get("queue_size"), (opt["datasets"].get("train") or {}).get("batch_size_per_gpu")
+    if isinstance(queue, int) and isinstance(batch, int) and batch > 0 and queue % batch:
+        raise OptionError(f"queue_size: {queue}, expected a multiple of batch_size_per_gpu, which is {batch}")
+
+
 def _check_scale(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
     if "scale" in opt and faults.free(("scale",)) and is_own(model) and issubclass(model, SRModel):
         with faults.noted("scale"):
@@ -79,6 +94,8 @@ def _check_scale(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
 def _check_files(opt: Mapping[str, Any], faults: Faults) -> None:
     for key, value in opt["path"].items():
         names_file = key.startswith("pretrain_network") or key == "resume_state"
+        if key == "resume_state" and opt["auto_resume"]:
+            continue  # it is looked for if the run has no checkpoint of its own
         if names_file and isinstance(value, str) and not Path(value).is_file():
             faults.at(("path", key), f"{value}: there is no such file")
 

@@ -15,13 +15,14 @@ _PARTS = ("params_ema", "params")
 _NAMED = 3  # so many differing names make a message; the rest is counted
 
 
-def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> str | None:
+def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], averaged: bool = False) -> str | None:
     """Check the weights of `path.pretrain_KEY` against the network.
 
     Args:
         key: The network's key in the option file, e.g. `network_g`.
         network: The network, built for trial.
         path_opt: The block `path`.
+        averaged: Whether a copy of it is to be averaged, which BasicSR loads from `params_ema` or else `params`.
 
     Returns:
         A warning, if loading need not be strict (`strict_load_X: false`) and only a part of the network gets weights.
@@ -34,7 +35,13 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any]) -> 
         return None
     place = f"path.pretrain_{key}: {file}"
     content = load_safely(Path(file), place)
-    weights = _weights(place, content, path_opt.get(f"param_key_{letter}", "params"), letter)
+    part = path_opt.get(f"param_key_{letter}", "params")
+    if averaged and part is None and isinstance(content, Mapping) and not any(name in content for name in _PARTS):
+        raise OptionError(
+            f"{place}: is a plain state dict, expected one under {' or '.join(_PARTS)}, from which the copy of "
+            "train.ema_decay is loaded; or train.ema_decay: 0"
+        )
+    weights = _weights(place, content, part, letter)
     expected = network.state_dict()
     if path_opt.get(f"strict_load_{letter}", True) is False:
         return _check_loose(place, weights, expected)
@@ -59,7 +66,7 @@ def _weights(place: str, content: object, part: str | None, letter: str) -> dict
         if content and all(isinstance(value, Tensor) for value in content.values()):
             raise OptionError(
                 f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected "
-                f"path.param_key_{letter}: null with it"
+                f"path.param_key_{letter}: null with it (and train.ema_decay: 0), or these weights under 'params'"
             )
         content = content.get(part, content.get("params") if part in _PARTS else None)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

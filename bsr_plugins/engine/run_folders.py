@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,16 @@ from basicsr.train import init_wandb_logger
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
 
+from bsr_plugins.atomic_file import unused, write_atomically
 from bsr_plugins.engine.run_options import Run
-from bsr_plugins.errors import BSRError
+from bsr_plugins.errors import BSRError, line_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _TRAINING = ("models", "training_states", "log", "visualization")
 _TESTING = ("log", "visualization")
+_FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 _DEBUG = "debug"  # BasicSR leaves TensorBoard and wandb out of runs of such a name
 
 
@@ -34,10 +37,20 @@ def make_folders(run: Run, root_path: str, fresh: bool) -> None:
         run: The run's options.
         root_path: Where `experiments/`, `results/` and `tb_logger/` are.
         fresh: Whether the run begins here; what an earlier one of its name has left is then moved out of the way.
+
+    Raises:
+        BSRError: They cannot be made.
     """
-    opt = run.opt
-    if opt["rank"] != 0:
+    if run.opt["rank"] != 0:
         return
+    try:
+        _make_folders(run, root_path, fresh)
+    except OSError as error:
+        raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
+
+
+def _make_folders(run: Run, root_path: str, fresh: bool) -> None:
+    opt = run.opt
     training = opt["is_train"]
     root = Path(opt["path"]["experiments_root" if training else "results_root"])
     if fresh:
@@ -48,7 +61,7 @@ def make_folders(run: Run, root_path: str, fresh: bool) -> None:
         Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     if training:
         header = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {shlex.join(sys.argv)}\n\n"
-        (root / run.file.name).write_bytes(header.encode() + run.resolved)
+        write_atomically(root / run.file.name, header.encode() + run.resolved)
 
 
 def tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
@@ -59,7 +72,8 @@ def tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
 class RunLog:
     """The log of a run: BasicSR's logger with a file of its own, and TensorBoard and wandb as the options say.
 
-    As a context manager it closes them, and puts the traceback of an unexpected error into the file.
+    As a context manager it closes them, and puts what has ended the run into the file: an error's line, or the
+    traceback of an unexpected one.
 
     Args:
         opt: The run's options.
@@ -69,8 +83,15 @@ class RunLog:
     """
 
     def __init__(self, opt: Mapping[str, Any], kind: str, root_path: str, start: int = 0) -> None:
-        file = _unused(Path(opt["path"]["log"]) / f"{kind}_{opt['name']}_{get_time_str()}.log")
-        self.logger = get_root_logger(log_file=str(file))
+        self.logger = get_root_logger()
+        # Whoever asked for the logger first, as an arch may do that is built for trial, has it made without a file.
+        self.logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
+        self._file: logging.FileHandler | None = None
+        if opt["rank"] == 0:
+            name = f"{kind}_{opt['name']}_{get_time_str()}.log"
+            self._file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
+            self._file.setFormatter(logging.Formatter(_FORMAT))
+            self.logger.addHandler(self._file)
         self.logger.info(get_env_info())
         self.logger.info(dict2str(opt))
         self.tensorboard: SummaryWriter | None = None
@@ -85,19 +106,22 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, BSRError):
+        if isinstance(error, BSRError):
+            self._record(line_of(error))
+        elif isinstance(error, Exception):
             self._record("".join(traceback.format_exception(kind, error, trace)))
-        if self.tensorboard is not None:
-            self.tensorboard.close()
-        for handler in self.logger.handlers:
-            handler.flush()
+        with suppress(OSError):  # on a full disk, of which another error tells
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+        if self._file is not None:
+            self.logger.removeHandler(self._file)
+            with suppress(OSError):
+                self._file.close()
 
     def _record(self, text: str) -> None:
-        """Put a text into the file alone; Python prints the traceback itself."""
-        record = self.logger.makeRecord(self.logger.name, logging.ERROR, __file__, 0, text, (), None)
-        for handler in self.logger.handlers:
-            if isinstance(handler, logging.FileHandler):
-                handler.handle(record)
+        """Put a text into the file alone; on the screen, whoever called says what has ended the run."""
+        if self._file is not None:
+            self._file.handle(self.logger.makeRecord(self.logger.name, logging.ERROR, __file__, 0, text, (), None))
 
 
 def _logs_to_tensorboard(opt: Mapping[str, Any]) -> bool:
@@ -114,14 +138,6 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
 def _archive(folder: Path) -> None:
     """Move a folder out of the way, as BasicSR does."""
     if folder.exists():
-        moved = _unused(folder.with_name(f"{folder.name}_archived_{get_time_str()}"))
+        moved = unused(folder.with_name(f"{folder.name}_archived_{get_time_str()}"))
         print(f"Path already exists. Rename it to {moved}", flush=True)
         folder.rename(moved)
-
-
-def _unused(path: Path) -> Path:
-    """Return a path that does not exist: this one, or this with a number before its suffix."""
-    candidate, number = path, 1
-    while candidate.exists():
-        candidate, number = path.with_name(f"{path.stem}_{number}{path.suffix}"), number + 1
-    return candidate

@@ -125,7 +125,8 @@ def _as_basicsr(options: dict[str, Any], arguments: Arguments, root_path: str, i
         name = opt["name"] = f"{_DEBUG}_{name}"
     if opt.get("num_gpu") == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
-    if not opt["dist"] and isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1:
+    several = not opt["dist"] and isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1
+    if several and torch.cuda.is_available():
         print(f"One process runs on one GPU, so num_gpu: 1 in place of {opt['num_gpu']}; torchrun uses them all.")
         opt["num_gpu"] = 1
     for key, dataset in opt["datasets"].items():

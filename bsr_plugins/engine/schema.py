@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY
+
 from bsr_plugins.engine.faults import Faults, dotted
+from bsr_plugins.engine.named_blocks import is_own, registered
 from bsr_plugins.engine.option_yaml import Place
 from bsr_plugins.errors import OptionError, did_you_mean
 from bsr_plugins.options import boolean, integer, number
@@ -41,7 +44,7 @@ _IN_TRAINING: tuple[Place, ...] = (
     ("logger", "use_tb_logger"),
 )
 _IN_VALIDATION: tuple[Place, ...] = (("val", "val_freq"), ("val", "save_img"))
-_IN_TEST: tuple[Place, ...] = (("val",), ("val", "save_img"), ("val", "suffix"))
+_IN_TEST: tuple[Place, ...] = (("val",), ("val", "save_img"))
 _IN_DATASETS = ("name", "type")
 
 
@@ -155,6 +158,8 @@ _VALUES: dict[Place, Check] = {
     ("train", "*_opt", "loss_weight"): real(),
     ("train", "optim_*", "lr"): real(0),
     ("train", "optim_*", "weight_decay"): real(0),
+    ("train", "optim_*", "eps"): real(0),
+    ("train", "optim_*", "betas"): _list_of(real(0, 1), "a list of two numbers"),
     ("train", "scheduler", "gamma"): real(0),
     ("train", "scheduler", "eta_min"): real(0),
     ("train", "scheduler", "milestones"): _iterations,
@@ -164,7 +169,7 @@ _VALUES: dict[Place, Check] = {
     ("val", "val_freq"): whole(1),
     ("val", "save_img"): boolean,
     ("val", "pbar"): boolean,
-    ("val", "suffix"): or_null(_text),
+    ("val", "suffix"): or_null(of_type((str, int, float), "text")),
     ("val", "metrics", "*", "better"): one_of("higher", "lower"),
     ("val", "metrics", "*", "crop_border"): whole(0),
     ("val", "metrics", "*", "test_y_channel"): boolean,
@@ -177,7 +182,9 @@ _VALUES: dict[Place, Check] = {
     ("logger", "wandb", "resume_id"): or_null(_text),
     ("dist_params", "backend"): one_of("nccl", "gloo", "mpi"),
     ("dist_params", "port"): or_null(whole(1, _MAX_PORT)),
-    ("datasets", "*", "name"): _folder_name,
+    ("datasets", "train*", "name"): of_type((str, int), "text"),
+    ("datasets", "val*", "name"): _folder_name,
+    ("datasets", "test*", "name"): _folder_name,
     ("datasets", "*", "batch_size_per_gpu"): whole(1),
     ("datasets", "*", "num_worker_per_gpu"): whole(0, _MAX_WORKERS),
     ("datasets", "*", "dataset_enlarge_ratio"): real(above=0),
@@ -192,6 +199,14 @@ _VALUES: dict[Place, Check] = {
     ("datasets", "*", "dataroot_*"): _roots,
     ("datasets", "*", "gt_size"): or_null(whole(1)),
 }  # fmt: skip
+
+
+_OF_KNOWN_CLASSES = frozenset(
+    [
+        ("train", "*_opt", "loss_weight"),
+        *(("datasets", "*", key) for key in ("use_hflip", "use_rot", "dataroot_*", "gt_size")),
+    ]
+)
 
 
 def check_schema(options: dict[str, Any], is_train: bool, faults: Faults) -> bool:
@@ -212,11 +227,19 @@ def check_schema(options: dict[str, Any], is_train: bool, faults: Faults) -> boo
             faults.at(place, "the key is missing")
     for pattern, check in _VALUES.items():
         for place, block in _matching(options, pattern, ()):
+            if pattern in _OF_KNOWN_CLASSES and not _is_known_class(place[0], block):
+                continue
             try:
                 block[place[-1]] = check(block[place[-1]], dotted(place))
             except OptionError as error:
                 faults.add(str(error), place)
     return sound
+
+
+def _is_known_class(registry: str, block: Mapping[str, Any]) -> bool:
+    """Whether a block is of a class of BasicSR's or ours; another's may give these keys a meaning of its own."""
+    kind = registered(DATASET_REGISTRY if registry == "datasets" else LOSS_REGISTRY, block.get("type"))
+    return kind is None or is_own(kind)
 
 
 def _check_texts(value: Any, place: Place, faults: Faults) -> None:

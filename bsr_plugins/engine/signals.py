@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 _STATUS = 128  # a shell's status of a process that a signal ended is this and the signal's number
+_ECHO_S = 5.0
 _LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
 
@@ -33,14 +35,15 @@ class _Interrupted(BaseException):
 class Interruption:
     """Notes the first SIGINT or SIGTERM for as long as it is entered; the second one ends the process at once.
 
-    At once means that the system ends it, as it would end one that handles no signals. Under torchrun, which passes an
-    interrupt that has reached all processes on to them as a SIGTERM, only a second signal of the same kind counts.
+    At once means that the system ends it, as it would end one that handles no signals. Under torchrun, which passes on
+    to the processes what may have reached them already, signals of the first seconds after the first are one with it.
     Outside the main thread, where Python handles no signals, nothing is noted.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
         self._interruptible = False
+        self._since = 0.0
 
     @property
     def received(self) -> int | None:
@@ -74,10 +77,14 @@ class Interruption:
             self._interruptible = False
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self._received = number
-        for other in _HANDLED:
-            if other == number or _LAUNCHED not in os.environ:
-                signal.signal(other, signal.SIG_DFL)
+        if self._received is not None:  # only where a launcher passes signals on
+            if time.monotonic() - self._since > _ECHO_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self._received, self._since = number, time.monotonic()
+        for other in _HANDLED if _LAUNCHED not in os.environ else ():
+            signal.signal(other, signal.SIG_DFL)
         if self._interruptible:
             self._interruptible = False
             raise _Interrupted

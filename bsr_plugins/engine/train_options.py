@@ -10,6 +10,7 @@ import torch
 from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR
 from basicsr.models.sr_model import SRModel
+from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
@@ -35,6 +36,8 @@ def check_train_options(train_opt: Mapping[str, Any], model: Any, optimisers: se
                 _check_loss(f"train.{key}", block)
     if issubclass(model, SRModel) and not (train_opt.get("pixel_opt") or train_opt.get("perceptual_opt")):
         faults.at(("train", "pixel_opt"), "expected this block, train.perceptual_opt or both")
+    if issubclass(model, SRGANModel) and not train_opt.get("gan_opt"):
+        faults.at(("train", "gan_opt"), f"the block is missing, {model.__name__} needs it")
     if not stock_optimisers(model):
         return
     optimiser = None

@@ -222,6 +222,8 @@ class TrainingRun:
         self.guard.load_state(found.extras.get("guard", {}))
         self.bad_images_before = found.extras.get("bad_images", 0)
         self.start = found.iteration
+        for file in self.store.set_aside_newer(found.iteration):
+            self.log.logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
         self.log.logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
 
     def _is_validated(self, iteration: int) -> bool:

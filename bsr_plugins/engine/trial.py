@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,8 +42,23 @@ def build_on_trial(block: Mapping[str, Any], factory: Callable[..., T], place: s
         OptionError: An argument is unknown, missing, or not to the liking of the class.
     """
     arguments = {key: value for key, value in block.items() if key != "type"}
-    what = f"{place}: {block['type']} cannot be built from this block"
+    what = f"{place}: {block['type']} cannot be built from this block{_suspects(factory, arguments)}"
     return _on_trial(lambda: call_with(factory, arguments, place), what)
+
+
+def _suspects(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Name the arguments that are text where their default is a number."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of a class that is not written in Python
+        return ""
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    found = [
+        f"{name}: {value!r}"
+        for name, value in arguments.items()
+        if isinstance(value, str) and isinstance(defaults.get(name), int | float)
+    ]
+    return f" with {', '.join(found)}, expected numbers" if found else ""
 
 
 def build_network(block: Mapping[str, Any], factory: Callable[..., nn.Module], place: str, limit: int) -> nn.Module:
@@ -95,13 +111,7 @@ def check_output(
     Raises:
         OptionError: It cannot be run, or what it gives is no image of that size.
     """
-    what = f"{place}: cannot be run on an image of {image.shape[-1]}x{image.shape[-2]} pixels"
-    given = dict(condition or {})
-    try:
-        shapes = copy.deepcopy(network).to("meta")
-        output = _run(shapes, image.to("meta"), {name: value.to("meta") for name, value in given.items()})
-    except Exception:  # of whatever kind: some networks look at numbers, and those that fail will do so again
-        output = _on_trial(lambda: _run(network, image, given), what)
+    output = run_on_trial(network, image, place, condition)
     batch, channels, height, width = image.shape
     expected = (batch, channels, height * scale, width * scale)
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -109,6 +119,30 @@ def check_output(
         raise OptionError(
             f"{place}: gives {found} for images of {tuple(image.shape)}, expected {expected}, as scale is {scale}"
         )
+
+
+def run_on_trial(network: nn.Module, image: Tensor, place: str, condition: Mapping[str, Tensor] | None = None) -> Any:
+    """Run a network on an image; only for shapes, where it lets numbers be. It is left as it was.
+
+    Args:
+        network: A bare network.
+        image: Image (1, C, H, W).
+        place: The network's key in the option file.
+        condition: What it gets besides.
+
+    Returns:
+        What it gives.
+
+    Raises:
+        OptionError: It cannot be run.
+    """
+    what = f"{place}: cannot be run on an image of {image.shape[-1]}x{image.shape[-2]} pixels"
+    given = dict(condition or {})
+    try:
+        shapes = copy.deepcopy(network).to("meta")
+        return _run(shapes, image.to("meta"), {name: value.to("meta") for name, value in given.items()})
+    except Exception:  # of whatever kind: some networks look at numbers, and those that fail will do so again
+        return _on_trial(lambda: _run(network, image, given), what)
 
 
 def _run(network: nn.Module, image: Tensor, condition: Mapping[str, Tensor]) -> Any:

@@ -191,7 +191,6 @@ def test_a_training_run_is_refused(
         ("datasets.val.settings", ["is"], "dataset 'test'.settings: unknown name 'is', .*did you mean 'iso'"),
         ("network_g.backbone", "edrs", "network_g.backbone: unknown name 'edrs'"),
         ("path.pretrain_network_g", "/no/g.pth", "path.pretrain_network_g: /no/g.pth: there is no such file"),
-        ("val.suffix", MISSING, "val.suffix: the key is missing"),
         ("val.metrics.psnr.type", "psnr", "val.metrics.psnr.type: unknown name 'psnr'"),
         ("num_gpu", 1, "num_gpu: 1, but there is no CUDA device here"),
     ],

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from basicsr.utils import get_root_logger
 
 from bsr_plugins.models import ReDSRModel
 from tests.engine.ended_runs import differences, last_checkpoints, load
@@ -125,3 +126,35 @@ def test_an_unexpected_error_is_in_the_log(
         in_process("train", options_of(redsr_options))
     (log,) = folder_of(project).glob("*.log")
     assert "RuntimeError: the device has gone" in log.read_text()
+
+
+def test_a_log_is_kept_whoever_asked_for_the_logger_first(
+    project: Project, redsr_options: Options, in_process: Run
+) -> None:
+    get_root_logger()
+    outcome = in_process("train", options_of(redsr_options))
+    assert outcome.status == 0
+    (log,) = folder_of(project).glob("*.log")
+    assert "iter:       8" in log.read_text()
+    assert "End of training" in log.read_text()
+
+
+SCRIPT = "from bsr_plugins.engine import train_pipeline\ntrain_pipeline('.')"
+
+
+def test_the_log_says_what_ended_a_run_from_a_script_of_one_s_own(
+    project: Project, redsr_options: Options, with_a_truncated_image: Path
+) -> None:
+    options = options_of(redsr_options)
+    options["datasets"]["train"]["dataroot_gt"] = str(with_a_truncated_image)
+    outcome = project.python("-c", SCRIPT, "-opt", project.write(options))
+    assert outcome.status == 1
+    (log,) = folder_of(project).glob("*.log")
+    assert "2.png: cannot be decoded" in log.read_text().splitlines()[-1]
+
+
+def test_folders_that_cannot_be_made_are_named(project: Project, redsr_options: Options, in_process: Run) -> None:
+    (project.root / "experiments").write_text("no folder")
+    outcome = in_process("train", options_of(redsr_options))
+    assert outcome.status == 2
+    assert outcome.output.splitlines()[-1].endswith("expected a folder to write to")

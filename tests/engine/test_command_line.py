@@ -84,10 +84,17 @@ def test_basicsr_is_left_as_it_was(
     assert project.root.joinpath("experiments").is_dir() == (option is None)
 
 
-def test_several_gpus_in_one_process_become_one(aacl_options: Options, in_process: Run) -> None:
+def test_several_gpus_where_there_is_none(aacl_options: Options, in_process: Run) -> None:
     outcome = in_process("train", aacl_options | {"num_gpu": 2})
+    assert ": num_gpu: 2, but there is no CUDA device here" in outcome.output
+
+
+def test_several_gpus_in_one_process_become_one(
+    aacl_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    outcome = in_process("train", aacl_options | {"num_gpu": 2}, "--check")
     assert "One process runs on one GPU, so num_gpu: 1 in place of 2; torchrun uses them all." in outcome.output
-    assert ": num_gpu: 1, but there is no CUDA device here" in outcome.output
 
 
 def test_the_check_does_not_change_the_run(

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import pytest
 
 from tests.engine.ended_runs import differences, last_checkpoints
+from tests.engine.stock_options import gan, stock
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -79,41 +79,6 @@ def test_redsr_resumes_exactly(project: Project, redsr_options: Options, in_proc
     assert differences(whole, halved) == []
 
 
-def stock(options: Options, dataset: Options) -> Options:
-    """A stock `SRModel` on a dataset."""
-    options["model_type"] = "SRModel"
-    options["network_g"] = {"type": "MSRResNet", "num_feat": 4, "num_block": 1, "upscale": 2}
-    options["datasets"]["train"] = dataset
-    for key in ("redegradation_opt", "representation_opt"):
-        del options["train"][key]
-    options["train"]["pixel_opt"] = {"type": "L1Loss"}
-    del options["network_degrader"], options["degradation"]
-    return options
-
-
-@pytest.fixture
-def paired(photographs: Path, tmp_path: Path) -> Options:
-    """BasicSR's own dataset, which draws from the global random states."""
-    folder = tmp_path / "lq"
-    folder.mkdir()
-    for file in photographs.iterdir():
-        image = cv2.imread(str(file))
-        assert image is not None
-        cv2.imwrite(str(folder / file.name), cv2.resize(image, (48, 48)))
-    return {
-        "name": "paired",
-        "type": "PairedImageDataset",
-        "dataroot_gt": str(photographs),
-        "dataroot_lq": str(folder),
-        "io_backend": {"type": "disk"},
-        "gt_size": 32,
-        "use_hflip": True,
-        "use_rot": True,
-        "num_worker_per_gpu": 0,
-        "batch_size_per_gpu": 4,
-    }
-
-
 def test_a_stock_model_on_a_stock_dataset_resumes_exactly(
     project: Project, redsr_options: Options, in_process: Run, paired: Options
 ) -> None:
@@ -124,12 +89,7 @@ def test_a_stock_model_on_a_stock_dataset_resumes_exactly(
 
 def test_a_gan_resumes_exactly(project: Project, redsr_options: Options, in_process: Run, paired: Options) -> None:
     """Two optimisers from one block, of which BasicSR's models take out what they read, and spectral norm's buffers."""
-    options = prepared(stock(redsr_options, paired))
-    options["model_type"] = "SRGANModel"
-    options["network_d"] = {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4}
-    options["train"]["optim_d"] = options["train"]["optim_g"]  # an alias in the file
-    options["train"]["gan_opt"] = {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.01}
-    options["train"] |= {"net_d_iters": 1, "net_d_init_iters": 0}
+    options = prepared(gan(stock(redsr_options, paired)))
     whole, halved = halves(options, in_process, project, (0, 2))
     assert "net_d_8.pth" in whole
     assert differences(whole, halved) == []
@@ -152,6 +112,34 @@ def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(
     assert refused.status == 2
     assert "no checkpoint is complete" in refused.output
     assert project.experiments == ["tiny"]
+
+
+def test_a_run_of_basicsr_s_own_trainer_goes_on(redsr_options: Options, in_process: Run, paired: Options) -> None:
+    """Not exactly, as its checkpoints hold less, which is said."""
+    options = prepared(stock(redsr_options, paired))
+    assert in_process("stock train", options | {"train": {**options["train"], "total_iter": STOP + 1}}).status == 0
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0, resumed.output
+    assert f"{STOP}.state is BasicSR's own" in resumed.output
+    assert set(losses(resumed.output)) == set(range(STOP + 1, END + 1))
+
+
+def test_going_on_from_an_older_checkpoint_supersedes_the_newer_ones(
+    project: Project, redsr_options: Options, in_process: Run
+) -> None:
+    options = prepared(redsr_options)
+    assert in_process("train", options).status == 0
+    states = project.root / "experiments" / "tiny" / "training_states"
+    options["path"]["resume_state"] = str(states / f"{STOP}.state")
+    options["logger"]["save_checkpoint_freq"], options["train"]["total_iter"] = 1, STOP + 1
+    back = in_process("train", options)
+    assert back.status == 0, back.output
+    assert sorted(file.name for file in states.iterdir()) == ["4.state", "5.state", "8.state_superseded"]
+    (states / f"{STOP}.state").unlink()
+    options["train"]["total_iter"] = END
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0, resumed.output
+    assert "iter: 5." in resumed.output, "although the file names a state that has gone"
 
 
 def test_auto_resume_finds_the_run_from_any_folder(

@@ -244,8 +244,155 @@ def test_keys_of_datasets(aacl_options: Options) -> None:
         *("datasets.train.gt_sise", "datasets.val.protocol", "datasets.val.settings"),
         *("datasets.val.seed", "datasets.val.filename_tmp"),
     }
-    assert reads_of(PairedImageDataset).keys_of(()) >= {"dataroot_gt", "gt_size", "use_hflip", "scale", "mean"}
+    assert reads_of(PairedImageDataset, is_dataset=True).keys_of(()) >= {
+        "dataroot_gt",
+        "gt_size",
+        "use_hflip",
+        "scale",
+        "mean",
+    }
     assert "PairedImageDataset" in DATASET_REGISTRY
+
+
+class ConfigModel(SRModel):  # type: ignore[misc]
+    def __init__(self, config: Options) -> None:
+        super().__init__(config)
+        self.config = config
+        self.config["train"]["mine"]
+
+
+class ConfigBase(SRModel):  # type: ignore[misc]
+    def __init__(self, settings: Options) -> None:
+        SRModel.__init__(self, settings)
+        settings["train"]["mine"]
+
+
+class CallsBaseModel(ConfigBase):
+    def __init__(self, config: Options) -> None:
+        ConfigBase.__init__(self, config)
+
+
+class StarredModel(SRModel):  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        given = args[0]
+        given["train"]["mine"]
+
+
+class PassesOnModel(ConfigBase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+
+
+class KeysModel(SRModel):  # type: ignore[misc]
+    def step(self) -> bool:
+        return "mine" in self.opt["train"].keys()  # noqa: SIM118  (as people write)
+
+
+class ContainsModel(SRModel):  # type: ignore[misc]
+    def step(self) -> Any:
+        return self.opt["train"].__contains__("mine")
+
+
+class GetattrModel(SRModel):  # type: ignore[misc]
+    def step(self) -> Any:
+        return getattr(self, "opt")["train"]["mine"]  # noqa: B009  (as people write)
+
+
+class MatchModel(SRModel):  # type: ignore[misc]
+    def step(self) -> Any:
+        match self.opt["train"]:
+            case {"mine": found}:
+                return found
+
+
+class NestedMatchModel(SRModel):  # type: ignore[misc]
+    def step(self) -> Any:
+        match (self.opt, 1):
+            case (dict() as options, 2) | (options, 1):
+                match options:
+                    case {"train": train, **rest} if rest["of_guard"]:
+                        return train["mine"]
+
+
+ONE_BY_ONE = (
+    *(ConfigModel, CallsBaseModel, StarredModel, PassesOnModel),
+    *(KeysModel, ContainsModel, GetattrModel, MatchModel, NestedMatchModel),
+)
+
+
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
+def test_ways_to_get_at_options(kind: type, aacl_options: Options) -> None:
+    MODEL_REGISTRY._obj_map["AnyKeyModel"] = kind
+    options = stock(aacl_options, "AnyKeyModel")
+    options["train"] |= {"mine": 1, "mien": 1}
+    options["mine"] = 1
+    assert found(options) == ["mine", "train.mien"]
+    assert reads_of(kind).names(("of_guard",)) == (kind is NestedMatchModel)
+
+
+def test_a_method_of_a_block_that_is_not_called_at_once_may_read_any_key(aacl_options: Options) -> None:
+    class Bound(SRModel):  # type: ignore[misc]
+        def step(self) -> Any:
+            get = self.opt["train"].get
+            return get("mine")
+
+    MODEL_REGISTRY._obj_map["AnyKeyModel"] = Bound
+    options = stock(aacl_options, "AnyKeyModel")
+    options["train"]["mine"] = options["val"]["mine"] = options["mine"] = 1
+    assert set(found(options)) == {"mine", "val.mine"}
+
+
+class ConfigDataset(PairedImageDataset):  # type: ignore[misc]
+    def __init__(self, config: Options) -> None:
+        super().__init__(config)
+        self.config = config
+        self.config["mine"]
+
+
+class PlainDataset:
+    def __init__(self, dataset: Options) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        length: int = self.dataset["mine"]
+        return length
+
+
+class ConventionDataset:
+    def __init__(self, dataset_opt: Options) -> None:
+        dataset_opt["mine"]
+
+
+class HelperDataset:
+    def __init__(self, *args: Options) -> None:
+        (self.block,) = args
+
+    def read(self, dataset_opt: Options) -> Any:
+        return dataset_opt["mine"]
+
+
+@pytest.mark.parametrize("kind", [ConfigDataset, PlainDataset, ConventionDataset, HelperDataset])
+def test_a_strangers_dataset_is_given_its_own_block(
+    kind: type, aacl_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, kind.__name__, kind)
+    aacl_options["datasets"]["train"] = {"type": kind.__name__, "mine": 1, "mien": 1, "on_bad_image": "skip"}
+    assert found(aacl_options) == ["datasets.train.mien"]
+
+
+@pytest.mark.parametrize("kind", ["PairedImageDataset", "PairedDegradationDataset"])
+def test_bad_images_are_skipped_in_training_alone(kind: str, aacl_options: Options) -> None:
+    for phase in ("train", "val"):
+        aacl_options["datasets"][phase] = {"type": kind, "dataroot_gt": "x", "on_bad_image": "skip"}
+    assert found(aacl_options) == ["datasets.val.on_bad_image"]
+
+
+def test_keys_of_basicsrs_own_option_files(aacl_options: Options) -> None:
+    aacl_options["datasets"]["train"] = {"type": "Vimeo90KDataset", "interval_list": [1], "dataroot_flow": None}
+    assert found(aacl_options) == []
+    aacl_options["datasets"]["train"] = {"type": "PairedDegradationDataset", "interval_list": [1]}
+    assert found(aacl_options) == ["datasets.train.interval_list"]
 
 
 def test_keys_that_the_trainer_sets(aacl_options: Options) -> None:

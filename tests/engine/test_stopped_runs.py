@@ -90,3 +90,16 @@ def test_a_second_signal_stops_at_once(project: Project, redsr_options: Options)
     training.process.send_signal(signal.SIGINT)
     assert training.process.wait(10) == -signal.SIGINT
     assert not list((project.root / "experiments" / "tiny").glob("training_states/*"))
+
+
+def test_a_launcher_may_pass_a_signal_on(
+    project: Project, redsr_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun an interrupt reaches a process twice: from the terminal, and from torchrun."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    training = started(project, options_of(redsr_options, LONG))
+    for _ in range(3):
+        training.process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert training.process.wait(60) == 130, training.output.read_text()
+    assert len(list((project.root / "experiments" / "tiny").glob("training_states/*.state"))) == 1
