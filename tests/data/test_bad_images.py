@@ -24,9 +24,8 @@ from bsr_plugins.data.bad_images import SKIPPED, Replacement
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.data.unusual_images import unusual_images
-from bsr_plugins.engine.command_line import _own_message
 from bsr_plugins.engine.loading import build_train_loader
-from bsr_plugins.errors import BadImageError, BSRError, OptionError
+from bsr_plugins.errors import BadImageError, BSRError, OptionError, line_of
 
 Batch = dict[str, Any]
 COUNT = 6
@@ -104,7 +103,7 @@ def test_an_error_names_the_file(kind: Kind, damage: str, changes: Batch, folder
     bad = folder / "gt" / "2.png"
     with pytest.raises(BadImageError) as caught:
         load(options(kind, folder, **changes), lambda: DAMAGES[damage](bad))
-    message = _own_message(caught.value)
+    message = line_of(caught.value)
     assert message.startswith(f"{bad}: cannot be {'read (' if damage == 'missing' else 'decoded, '}")
     assert "\n" not in message
 
@@ -178,7 +177,7 @@ def test_all_images_bad(kind: Kind, workers: int, folder: Path) -> None:
             options(kind, folder, workers, on_bad_image="skip"),
             lambda: [DAMAGES["truncated"](file) for file in files],
         )
-    message = _own_message(caught.value)
+    message = line_of(caught.value)
     assert "cannot be decoded" in message
     assert message.endswith("(and none of the 6 images of dataset 'photographs' can be used)")
 
