@@ -132,7 +132,16 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
     # Importing it takes seconds, and runs without it need none of it.
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+    class Writer(SummaryWriter):
+        """Tells of a disk that takes no more, which its thread has met before."""
+
+        def add_scalar(self, *args: Any, **settings: Any) -> None:
+            try:
+                super().add_scalar(*args, **settings)
+            except OSError as error:
+                raise BSRError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+    return Writer(str(folder), purge_step=start + 1 if start else None)
 
 
 def _archive(folder: Path) -> None:

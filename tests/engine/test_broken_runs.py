@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from basicsr.utils import get_root_logger
+from torch.utils.tensorboard import SummaryWriter
 
 from bsr_plugins.models import ReDSRModel
 from tests.engine.ended_runs import differences, last_checkpoints, load
@@ -158,3 +160,16 @@ def test_folders_that_cannot_be_made_are_named(project: Project, redsr_options: 
     outcome = in_process("train", options_of(redsr_options))
     assert outcome.status == 2
     assert outcome.output.splitlines()[-1].endswith("expected a folder to write to")
+
+
+def test_a_disk_that_takes_no_more_events_ends_the_run(
+    project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(redsr_options)
+    options["logger"]["use_tb_logger"] = True
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(SummaryWriter, "add_scalar", Mock(side_effect=[None] * 40 + [full] * 40))
+    outcome = in_process("train", options)
+    assert outcome.status == 2
+    assert outcome.output.splitlines()[-1].endswith("tb_logger/tiny: cannot be written (No space left on device)")
+    assert "4.state" in {file.name for file in folder_of(project).glob("*/*")}
