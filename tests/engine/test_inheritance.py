@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 Run = Callable[..., "Outcome"]
 Tree = dict[str, Any]
 
-SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text(max_size=5)
+# PyYAML writes such text without quotes, as it reads it as text; here it is a number, as with `lr: 1e-4`.
+EXPONENT = re.compile(r"[-+]?[\d._]+[eE][-+]?\d+")
+TEXTS = st.text(max_size=5).filter(lambda text: EXPONENT.fullmatch(text) is None)
+SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | TEXTS
 LISTS = st.lists(st.integers(0, 9) | st.fixed_dictionaries({"a": SCALARS}), max_size=2)
 TREES = st.dictionaries(
     st.sampled_from("abc"),
