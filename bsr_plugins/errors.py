@@ -30,6 +30,18 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
 
 
+def unknown_key(place: str, known: Iterable[str]) -> OptionError:
+    """Make the error for a key that is not among those that its block may have.
+
+    Args:
+        place: The key with its place, e.g. `val.metrics.psnr.crop_bordr`.
+        known: The keys that the block may have, in the order in which they are offered.
+    """
+    known = list(known)
+    expected = f"one of {', '.join(known)}" if known else "no such key"
+    return OptionError(f"{place}: unknown key, expected {expected}{did_you_mean(place.rpartition('.')[2], known)}")
+
+
 def unknown_name(what: str, name: object, known: Iterable[str]) -> OptionError:
     """Make the error for a name that is not among the known ones.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from bsr_plugins.errors import OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import OptionError, unknown_key, unknown_name
 
 T = TypeVar("T")
 
@@ -56,9 +56,7 @@ def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], w
     named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in arguments:
         if key not in named and not takes_any:
-            raise OptionError(
-                f"{where}.{key}: unknown key, expected one of {', '.join(named)}{did_you_mean(key, named)}"
-            )
+            raise unknown_key(f"{where}.{key}", named)
     for name in named:
         if parameters[name].default is inspect.Parameter.empty and name not in arguments:
             raise OptionError(f"{where}.{name}: the key is missing")

@@ -19,8 +19,9 @@ def test_prints_the_ratio_of_a_run(project: Project) -> None:
     outcome = project.python("tools/bench_engine.py", "--runs", "sr", *ARGUMENTS)
     assert outcome.status == 0, outcome.output
     (row,) = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
-    name, iterations, stock, own, ratio = row
+    name, iterations, stock, own, ratio, of_pairs = row
     assert (name, iterations) == ("sr", "1")
+    assert of_pairs == f"{ratio} to {ratio}"
     assert float(ratio) == pytest.approx(float(own) / float(stock), rel=0.01)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FIGURES = {"contrast_accuracy", "embedding_spread", "align_std", "align_accepted"}
 PHASE, STOP, END = 6, 4, 8  # the run is stopped within the encoder's phase
 BATCH = 4
+NAME = "debug_tiny"  # BasicSR would keep its figures from TensorBoard, and validate it as often as it likes
 
 
 def make_run(options: Options) -> Options:
@@ -29,6 +30,7 @@ def make_run(options: Options) -> Options:
     options["datasets"]["val"] |= {"dataroot_gt": "demo", "settings": ["bicubic", "aniso_noise_jpeg"]}
     options["train"] |= {"total_iter": END, "encoder_phase": {"iters": PHASE, "lr": 0.001}}
     options["val"]["val_freq"] = STOP
+    options["name"] = NAME
     options["logger"] = {"print_freq": 1, "save_checkpoint_freq": STOP, "use_tb_logger": True}
     return options
 
@@ -49,7 +51,7 @@ def measures(log: str) -> list[tuple[float, float]]:
 
 def check_training(root: Path, outcome: Outcome) -> None:
     assert outcome.status == 0, outcome.output
-    folder = root / "experiments" / "tiny"
+    folder = root / "experiments" / NAME
     for name in ("models/net_g", "models/net_moco"):
         for when in (STOP, END, "latest"):
             assert (folder / f"{name}_{when}.pth").is_file()
@@ -58,7 +60,7 @@ def check_training(root: Path, outcome: Outcome) -> None:
     assert len(measures(outcome.output)) == 2, "at the frequency, the second time at the end"
     assert all(psnr > 5 and 0 < ssim < 1 for psnr, ssim in measures(outcome.output))
 
-    events = EventAccumulator(str(root / "tb_logger" / "tiny")).Reload()
+    events = EventAccumulator(str(root / "tb_logger" / NAME)).Reload()
     every = [*range(1, END + 1)]
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert {name: steps[name] for name in (*FIGURES, "losses/l_contrast")} == dict.fromkeys(
@@ -70,14 +72,14 @@ def check_training(root: Path, outcome: Outcome) -> None:
 
 
 def calibration(root: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((root / "experiments" / "tiny" / "degradation_calibration.json").read_text())
+    found: dict[str, Any] = json.loads((root / "experiments" / NAME / "degradation_calibration.json").read_text())
     return found
 
 
 def check_resumed(root: Path, outcome: Outcome, measured: tuple[str, int], queue: torch.Tensor) -> None:
     assert outcome.status == 0, outcome.output
     assert f"Resuming training from epoch: 0, iter: {STOP}." in outcome.output
-    folder = root / "experiments" / "tiny"
+    folder = root / "experiments" / NAME
     file = folder / "degradation_calibration.json"
     assert (file.read_text(), file.stat().st_mtime_ns) == measured
     assert "Measured the degraded distances" not in outcome.output
@@ -101,21 +103,21 @@ def test_train_resume_and_test(project: Project, aacl_options: Options, in_proce
     check_training(root, trained)
     assert trained.output.count("Measured the degraded distances") == 1
 
-    folder = root / "experiments" / "tiny"
+    folder = root / "experiments" / NAME
     file = folder / "degradation_calibration.json"
     measured = (file.read_text(), file.stat().st_mtime_ns)
     queue = load(folder / "models" / f"net_moco_{STOP}.pth")["params"]["queue"]
     for late in (*folder.glob(f"models/*_{END}.pth"), *folder.glob("models/*_latest.pth")):
         late.unlink()
     resuming = copy.deepcopy(options)
-    resuming["path"]["resume_state"] = f"experiments/tiny/training_states/{STOP}.state"
+    resuming["path"]["resume_state"] = f"experiments/{NAME}/training_states/{STOP}.state"
     resumed = project.tool("train", resuming)
     check_resumed(root, resumed, measured, queue)
-    assert project.experiments == ["tiny"]
+    assert project.experiments == [NAME]
 
     testing = {key: options[key] for key in ("scale", "num_gpu", "manual_seed", "network_g", "val")}
     testing |= {"name": "tested", "model_type": "AACLModel", "datasets": {"test": options["datasets"]["val"]}}
-    checkpoint = "experiments/tiny/models/net_g_latest.pth"
+    checkpoint = f"experiments/{NAME}/models/net_g_latest.pth"
     testing["path"] = {"pretrain_network_g": checkpoint, "param_key_g": "params_ema", "strict_load_g": True}
     testing["val"] = {**options["val"], "save_img": True}
     tested = project.tool("test", testing)

@@ -3,7 +3,8 @@
 `python tools/bench_engine.py` prints a Markdown table. Every run is a process of its own on the same options, without
 validation and TensorBoard; the pipelines take turns. An iteration's time is from one batch that the model takes to the
 next, so loading, the step, the checks of its numbers and logging are all in it; the medians over all iterations of all
-runs are compared, those at the beginning of a run left out.
+runs are compared, those at the beginning of a run left out. The last column gives the smallest and the largest ratio of
+the medians of two runs that followed each other: what the machine's own unrest makes of it.
 """
 
 from __future__ import annotations
@@ -98,13 +99,27 @@ def measure(run: str, pipeline: str, args: argparse.Namespace) -> list[float]:
     return [(after - before) * 1e3 for before, after in pairwise(moments)]
 
 
+def row(run: str, args: argparse.Namespace) -> str:
+    """Measure a run under both pipelines in turn; return the table's row."""
+    times: dict[str, list[float]] = {name: [] for name in PIPELINES}
+    ratios = []
+    for turn in range(args.repeats):
+        pair = {name: measure(run, name, args) for name in list(PIPELINES)[:: -1 if turn % 2 else 1]}
+        ratios.append(statistics.median(pair["engine"]) / statistics.median(pair["stock"]))
+        for name in PIPELINES:
+            times[name] += pair[name]
+    stock, own = (statistics.median(times[name]) for name in PIPELINES)
+    figures = f"{len(times['stock'])} | {stock:.4g} | {own:.4g} | {own / stock:.3f}"
+    return f"| {run} | {figures} | {min(ratios):.3f} to {max(ratios):.3f} |"
+
+
 def main() -> None:
     """Read the arguments, time, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train")
     parser.add_argument("--iterations", type=int, default=60, help=f"of each run; the first {WARM_UP} do not count")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.iterations < WARM_UP + 2 or min(args.batch_size, args.repeats) < 1:
@@ -113,14 +128,9 @@ def main() -> None:
         run, pipeline = args.child
         train(run, pipeline, args.iterations, args.batch_size)
         return
-    print("| run | iterations | stock, ms | engine, ms | ratio |\n|---|---|---|---|---|", flush=True)
+    print("| run | iterations | stock, ms | engine, ms | ratio | of pairs |\n|---|---|---|---|---|---|", flush=True)
     for run in args.runs:
-        times: dict[str, list[float]] = {name: [] for name in PIPELINES}
-        for turn in range(args.repeats):
-            for name in list(PIPELINES)[:: -1 if turn % 2 else 1]:
-                times[name] += measure(run, name, args)
-        stock, own = (statistics.median(times[name]) for name in PIPELINES)
-        print(f"| {run} | {len(times['stock'])} | {stock:.4g} | {own:.4g} | {own / stock:.3f} |", flush=True)
+        print(row(run, args), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 
 from bsr_plugins.data.check_images import CheckRequest, check_images
-from bsr_plugins.engine.command_line import BAD_INPUT
-from bsr_plugins.errors import BSRError
+from bsr_plugins.engine.command_line import run_tool
 
 BAD_IMAGES = 1
-INTERRUPTED = 130
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,24 +35,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def check() -> int:
     """Check one data set."""
     args = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
-    try:
-        request = CheckRequest(
-            roots=tuple(args.folder), lq=args.lq, lq_name=args.lq_name, gt_size=args.gt_size, scale=args.scale
-        )
-        report = check_images(request, args.processes, progress=True)
-    except (BSRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: not all images were checked", file=sys.stderr)
-        return INTERRUPTED
+    request = CheckRequest(
+        roots=tuple(args.folder), lq=args.lq, lq_name=args.lq_name, gt_size=args.gt_size, scale=args.scale
+    )
+    report = check_images(request, args.processes, progress=True)
     for line in report.lines():
         print(line)
     return BAD_IMAGES if report.faults else 0
+
+
+def main() -> int:
+    """Check one data set, or say why it cannot be."""
+    return run_tool(check, "interrupted: not all images were checked")
 
 
 if __name__ == "__main__":

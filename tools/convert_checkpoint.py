@@ -8,14 +8,12 @@ the released file of ours: `python tools/convert_checkpoint.py weights/redsr --b
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
 
 from bsr_plugins.archs.released_checkpoints import PARAM_KEYS, convert, convert_back
-from bsr_plugins.engine.command_line import BAD_INPUT
-from bsr_plugins.errors import BSRError
+from bsr_plugins.engine.command_line import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,22 +30,23 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
+def convert_one() -> int:
     """Convert one checkpoint."""
     args = parse_arguments()
-    try:
-        if args.back:
-            convert_back(args.source, args.out, args.param_key or "params", args.force)
-            print(f"# {args.out} is written.")
-        else:
-            options = convert(args.source, args.out, args.force)
-            print(f"# {args.out} is written. In an option file (what is not network_g is for training only):")
-            print(yaml.safe_dump(options, sort_keys=False), end="")
-            print(f"# path.pretrain_network_g: {args.out / 'net_g.pth'}")
-    except (BSRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+    if args.back:
+        convert_back(args.source, args.out, args.param_key or "params", args.force)
+        print(f"# {args.out} is written.")
+    else:
+        options = convert(args.source, args.out, args.force)
+        print(f"# {args.out} is written. In an option file (what is not network_g is for training only):")
+        print(yaml.safe_dump(options, sort_keys=False), end="")
+        print(f"# path.pretrain_network_g: {args.out / 'net_g.pth'}")
     return 0
+
+
+def main() -> int:
+    """Convert one checkpoint, or say why it cannot be."""
+    return run_tool(convert_one)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 from pathlib import Path
 
 from bsr_plugins.data.test_sets import SetRequest, make_test_set
 from bsr_plugins.degradations import PROTOCOLS
-from bsr_plugins.engine.command_line import BAD_INPUT
-from bsr_plugins.errors import BSRError
-
-INTERRUPTED = 130
+from bsr_plugins.engine.command_line import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def make() -> int:
     """Write one test set."""
     args = parse_arguments()
     request = SetRequest(
@@ -47,17 +42,14 @@ def main() -> int:
         settings=None if args.settings is None else tuple(args.settings),
         seed=args.seed,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would outlive this one
-    try:
-        count = make_test_set(request, args.processes, progress=True)
-    except (BSRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    count = make_test_set(request, args.processes, progress=True)
     print(f"{args.out}: {count.written} images written, {count.kept} were there.")
     return 0
+
+
+def main() -> int:
+    """Write one test set, or say why it cannot be."""
+    return run_tool(make, "interrupted: the same command goes on from here")
 
 
 if __name__ == "__main__":

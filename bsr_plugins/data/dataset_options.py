@@ -12,7 +12,7 @@ from typing import Any
 from bsr_plugins.data.bad_images import ON_BAD_IMAGE, Replacement
 from bsr_plugins.data.image_files import BACKENDS, ImageFile, find_images
 from bsr_plugins.degradations import Degradation, build_degradation
-from bsr_plugins.errors import BadImageError, OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import BadImageError, OptionError, unknown_key, unknown_name
 from bsr_plugins.options import call_with, integer
 
 PHASES = ("train", "val", "test")
@@ -29,7 +29,7 @@ TRAINER_KEYS = (
     "type",
     "use_shuffle",
 )
-"""Keys that BasicSR's trainer and loaders read out of a dataset's block."""
+"""Keys that BasicSR's trainer and loaders read out of a dataset's block; `use_shuffle` only its files have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,9 +238,7 @@ def read_options(opt: Mapping[str, Any]) -> PatchOptions | WholeImageOptions:
     known = sorted({*train, *whole, *TRAINER_KEYS})
     for key in opt:
         if key not in known:
-            raise OptionError(
-                f"{where}.{key}: unknown key, expected one of {', '.join(known)}{did_you_mean(key, known)}"
-            )
+            raise unknown_key(f"{where}.{key}", known)
         if key not in own and key not in TRAINER_KEYS:
             raise OptionError(f"{where}.{key}: has no use in phase {opt['phase']}, expected no such key")
     arguments = {key: value for key, value in opt.items() if key in own}

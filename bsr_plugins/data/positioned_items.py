@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from bsr_plugins.data.bad_images import ON_BAD_IMAGE, SKIPPED, Replacement
 from bsr_plugins.data.item_files import bad_files, check_is_asked_for, item_files
 from bsr_plugins.data.positioned_index import PositionedIndex
 from bsr_plugins.errors import BSRError, unknown_name
+from bsr_plugins.random_states import random_states_kept, seed_random_states
 from bsr_plugins.seeding import derive_seed
-
-_WORD = 1 << 32
 
 
 class PositionedDataset(Dataset[Any]):
@@ -95,21 +91,6 @@ class PositionedDataset(Dataset[Any]):
 @contextmanager
 def _global_states(seed: int) -> Iterator[None]:
     """Seed the global random states; where a model may draw from them too, put them back afterwards."""
-    if get_worker_info() is not None:
-        _seed_all(seed)
+    with nullcontext() if get_worker_info() is not None else random_states_kept():
+        seed_random_states(seed, devices=False)
         yield
-        return
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002  (others')
-    _seed_all(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.default_generator.set_state(before[2])
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed([seed % _WORD, seed // _WORD])  # noqa: NPY002  (what the dataset draws from is not ours to choose)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices too

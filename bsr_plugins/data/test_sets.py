@@ -19,7 +19,6 @@ import bsr_plugins
 from bsr_plugins.data.dataset_options import WholeImageOptions
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.data.demo import DEMO
-from bsr_plugins.data.image_files import distinct_names
 from bsr_plugins.data.image_reading import read_image
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.data.worker_pool import worker_pool
@@ -129,9 +128,7 @@ class _Maker:
         )
         self.request = request
         self.items = WholeImages(options)
-        self.images = options.find_images()
-        self.names = distinct_names(self.images)
-        self.settings = self.items.settings
+        self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings
 
     def inspect(self, number: int) -> _Source:
         """Read a source to its end."""

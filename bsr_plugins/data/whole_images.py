@@ -21,7 +21,12 @@ from bsr_plugins.seeding import derive_seed, generator_at
 
 
 class WholeImages:
-    """Whole images, degraded the same way every time; see `PairedDegradationDataset`."""
+    """Whole images, degraded the same way every time; see `PairedDegradationDataset`.
+
+    Attributes:
+        images: The images, each of which comes under every setting.
+        names: A file name of its own for each, without an ending.
+    """
 
     def __init__(self, options: WholeImageOptions) -> None:
         self._options = options
@@ -37,8 +42,8 @@ class WholeImages:
                 f"{options.where('degradation')}: a sampler needs calibration on training images, "
                 f"expected one that needs none in phase {options.phase}"
             )
-        self._images = options.find_images()
-        self._names = distinct_names(self._images)
+        self.images = options.find_images()
+        self.names = distinct_names(self.images)
         self._check_sizes()
 
     @property
@@ -47,7 +52,7 @@ class WholeImages:
         return [setting for setting in self._settings if setting is not None]
 
     def __len__(self) -> int:
-        return len(self._images) * len(self._settings)
+        return len(self.images) * len(self._settings)
 
     def item(self, index: int) -> dict[str, Tensor | str]:
         """Make an item: `lq`, `gt`, their paths, and the true blur `kernel` (k, k) where there is a single one.
@@ -58,7 +63,7 @@ class WholeImages:
             BadImageError: The image cannot be read.
         """
         number, setting = index // len(self._settings), self._settings[index % len(self._settings)]
-        image = self._images[number]
+        image = self.images[number]
         gt = to_tensor(read_image(image))
         scale = self._options.scale
         _, height, width = gt.shape
@@ -74,14 +79,14 @@ class WholeImages:
         return known | {
             "lq": lq[0, 0].contiguous(),
             "gt": gt,
-            "lq_path": f"{self._names[number]}{suffix}.png",
+            "lq_path": f"{self.names[number]}{suffix}.png",
             "gt_path": image.path,
         }
 
     def _check_sizes(self) -> None:
         chosen = [None if setting is None else setting.params for setting in self._settings]
         smallest = max(self._degradation.smallest_side(params) for params in chosen)
-        for image in self._images:
+        for image in self.images:
             side = min(image.height, image.width)
             if side - side % self._options.scale < smallest:
                 raise BadImageError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from bsr_plugins.errors import OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import OptionError, unknown_key, unknown_name
 from bsr_plugins.options import call_with, integer, interval, number
 
 Range = tuple[float, float]
@@ -270,9 +270,7 @@ def _weights(block: object, names: Sequence[str], where: str) -> Weights:
         raise OptionError(f"{where}: {block!r}, expected a block with a probability for each of {', '.join(names)}")
     for name in block:
         if name not in names:
-            raise OptionError(
-                f"{where}.{name}: unknown key, expected one of {', '.join(names)}{did_you_mean(name, names)}"
-            )
+            raise unknown_key(f"{where}.{name}", names)
     weights = tuple(number(block.get(name, 0.0), f"{where}.{name}", 0, 1) for name in names)
     if abs(sum(weights) - 1) > _ROUNDING:
         raise OptionError(f"{where}: the probabilities sum to {sum(weights):g}, expected 1")

@@ -44,7 +44,7 @@ def read_arguments() -> Arguments:
     parser.add_argument("-opt", required=True, metavar="FILE", help="the option file")
     parser.add_argument("--launcher", choices=_LAUNCHERS, default="none", help="what has started the processes")
     parser.add_argument("--auto_resume", action="store_true", help="go on from the newest checkpoint, if there is one")
-    parser.add_argument("--debug", action="store_true", help="log and validate often")
+    parser.add_argument("--debug", action="store_true", help="log, validate and save often, under the name debug_NAME")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers; not needed")
     parser.add_argument(
         "--set",

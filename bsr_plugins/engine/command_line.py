@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from bsr_plugins.engine.faults import OptionFaults
 from bsr_plugins.errors import BSRError, line_of
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 _LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 _GRACE_S = 10.0  # so long a silent process leaves the one that speaks, before a launcher ends them all
 
@@ -35,6 +37,27 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     except BSRError as error:
         return _refuse([line_of(error)])
     return 0
+
+
+def run_tool(work: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Do the work of a tool on files; SIGTERM interrupts it as SIGINT does, so that no process is left.
+
+    Args:
+        work: Returns the exit status.
+        interrupted: What to say when it is interrupted.
+
+    Returns:
+        The exit status: that of the work, 2 for input that cannot be used, 130 if it was interrupted.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return work()
+    except (BSRError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
 
 
 def _refuse(lines: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.image_sizes import Found, Pairs, files_of, header_sizes, paired_files, paired_in_lmdb
 from bsr_plugins.engine.named_blocks import is_own, registered
 from bsr_plugins.engine.trial import memory_bytes
-from bsr_plugins.errors import BadImageError, BSRError, OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import BadImageError, BSRError, OptionError, did_you_mean, unknown_key, unknown_name
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.options import check_arguments
 
@@ -116,8 +116,8 @@ def _check_backend(place: str, backend: object) -> None:
         raise OptionError(f"{place}: {backend!r}, expected a block, as {{type: disk}}")
     if "type" not in backend:
         for key in backend:
-            if nearest := did_you_mean(key, ["type"]):
-                raise OptionError(f"{place}.{key}: unknown key, expected type{nearest}")
+            if did_you_mean(key, ["type"]):
+                raise unknown_key(f"{place}.{key}", ["type"])
         raise OptionError(f"{place}.type: the key is missing, expected one of {', '.join(sorted(known))}")
     if not isinstance(backend["type"], str) or backend["type"] not in known:
         raise unknown_name(f"{place}.type", backend["type"], known)
@@ -127,12 +127,7 @@ def _check_backend(place: str, backend: object) -> None:
         names = [name for name in (*names, *_LMDB_OPEN) if name not in (*_LMDB_GIVEN, "kwargs")]
         for key in arguments:
             if key not in names:
-                raise OptionError(
-                    f"{place}.{key}: unknown key, expected one of {', '.join(names)}{did_you_mean(key, names)}"
-                )
-    elif arguments and not names:
-        key = next(iter(arguments))
-        raise OptionError(f"{place}.{key}: unknown key, expected none but type{did_you_mean(key, ['type'])}")
+                raise unknown_key(f"{place}.{key}", names)
     else:
         check_arguments(kind, arguments, place)
 
@@ -165,12 +160,9 @@ def _check_own(place: str, dataset_opt: Mapping[str, Any], opt: Mapping[str, Any
     """Check a `PairedDegradationDataset`."""
     options = read_options(dataset_opt)
     if not isinstance(options, PatchOptions):
-        items = len(WholeImages(options))
-        cropped = [
-            (image.height - image.height % options.scale, image.width - image.width % options.scale)
-            for image in options.find_images()
-        ]
-        return Found(items, cropped, has_gt=True)
+        whole, scale = WholeImages(options), options.scale
+        cropped = [(image.height - image.height % scale, image.width - image.width % scale) for image in whole.images]
+        return Found(len(whole), cropped, has_gt=True)
     if options.degrade_on == "device" and model is not None and not issubclass(model, BlindSRModel):
         raise OptionError(
             f"{place}.degrade_on: 'device', expected 'worker', as {opt['model_type']} takes images with LR"

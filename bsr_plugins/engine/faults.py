@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +119,6 @@ def _related(one: Place, other: Place) -> bool:
     return one[:length] == other[:length]
 
 
-def listed(names: Iterable[Any] | Collection[Any]) -> str:
+def listed(names: Iterable[Any]) -> str:
     """Write names as messages have them."""
     return ", ".join(map(str, sorted(names, key=str)))

@@ -122,6 +122,8 @@ def _layers(file: Path, where: str, heirs: tuple[Path, ...]) -> Iterator[_Layer]
 
 
 def _read(file: Path, where: str) -> Marked:
+    if file.is_dir():
+        raise OptionError(f"{where}: is a folder, expected an option file")
     if not file.is_file():
         raise OptionError(f"{where}: there is no such file")
     try:

@@ -51,7 +51,7 @@ _TRAINER: dict[Place, frozenset[str]] = {
     ("logger", "wandb"): frozenset(("project", "resume_id")),
     ("dist_params",): frozenset(("backend", "port")),
 }
-"""What BasicSR's trainer and ours read; `use_shuffle`, which BasicSR's files have and nothing reads, among it."""
+"""What BasicSR's trainer and ours read."""
 
 _OF_DATASETS = frozenset((*TRAINER_KEYS, "name", "phase", "scale"))
 _OF_TRAINING_DATASETS = frozenset(("on_bad_image",))

@@ -12,10 +12,10 @@ from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepResta
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
 from bsr_plugins.degradations import DEGRADATIONS
-from bsr_plugins.engine.faults import Faults, listed
+from bsr_plugins.engine.faults import Faults, dotted
 from bsr_plugins.engine.option_reads import unread_keywords
 from bsr_plugins.engine.option_yaml import Place
-from bsr_plugins.errors import did_you_mean, unknown_name
+from bsr_plugins.errors import unknown_key, unknown_name
 
 OPTIMISERS: dict[str, Callable[..., Any]] = {"Adam": torch.optim.Adam}
 SCHEDULERS: dict[str, Callable[..., Any]] = {
@@ -31,10 +31,7 @@ _OWN = ("basicsr", "bsr_plugins")
 
 def registered(registry: Any, name: object) -> Any:
     """Return what is registered under a name, as BasicSR would find it, or None."""
-    known = dict(iter(registry))
-    if not isinstance(name, str):
-        return None
-    return known.get(name, known.get(f"{name}_basicsr"))
+    return _found(dict(iter(registry)), name)
 
 
 def model_class(options: Mapping[str, Any]) -> Any:
@@ -91,6 +88,11 @@ def check_named_blocks(options: Mapping[str, Any], model: Any, faults: Faults) -
         _check(block, place, known, faults, given=_IMAGES, optional=_READ_BY_BASICSR)
 
 
+def _found(known: Mapping[str, Any], name: object) -> Any:
+    """Look a name up as BasicSR's registries do."""
+    return (known.get(name) or known.get(f"{name}_basicsr")) if isinstance(name, str) else None
+
+
 def _named(block: Any, place: Place, known: Mapping[str, Any], faults: Faults) -> Any:
     """Return what a block names, or None after noting why it names nothing."""
     if not isinstance(block, Mapping):
@@ -98,10 +100,9 @@ def _named(block: Any, place: Place, known: Mapping[str, Any], faults: Faults) -
     elif "type" not in block:
         faults.at((*place, "type"), "the key is missing")
     else:
-        name = block["type"]
-        found = (known.get(name) or known.get(f"{name}_basicsr")) if isinstance(name, str) else None
+        found = _found(known, block["type"])
         if found is None:
-            faults.add(str(unknown_name(".".join((*map(str, place), "type")), name, known)), (*place, "type"))
+            faults.add(str(unknown_name(dotted((*place, "type")), block["type"], known)), (*place, "type"))
         return found
     return None
 
@@ -129,19 +130,6 @@ def _check(
     factory = _named(block, place, known, faults)
     if factory is None:
         return
-    check_keys_taken(block, place, factory, faults, given, {*optional, "type"}, needed)
-
-
-def check_keys_taken(
-    block: Mapping[str, Any],
-    place: Place,
-    factory: Callable[..., Any],
-    faults: Faults,
-    given: Iterable[str] = (),
-    optional: Iterable[str] = (),
-    needed: Iterable[str] = (),
-) -> None:
-    """Check the keys of a block against the signature of what takes them; see `_check`."""
     parameters = inspect.signature(factory).parameters
     any_ = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not unread_keywords(factory)
     named = [
@@ -149,11 +137,10 @@ def check_keys_taken(
         for name, p in parameters.items()
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in given
     ]
-    known = {*named, *optional}
+    keys = sorted({*named, *optional} - {"type"})
     for key in block:
-        if key not in known and not any_:
-            offered = listed(known - {"type"})
-            faults.at((*place, key), f"unknown key, expected one of {offered}{did_you_mean(key, known)}")
+        if key not in (*keys, "type") and not any_:
+            faults.add(str(unknown_key(dotted((*place, key)), keys)), (*place, key))
     for name in named:
         required = parameters[name].default is inspect.Parameter.empty or name in needed
         if required and name not in block and name not in optional:

@@ -12,8 +12,8 @@ from bsr_plugins.errors import OptionError
 Place = tuple[Any, ...]
 """The keys, and numbers of list items, that lead to a value."""
 
-# PyYAML lets these out where a value does not fit its tag, as in `!!float x`, and where nesting is too deep.
-_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+_MISFITS = (ValueError, LookupError, AttributeError, TypeError)  # PyYAML lets them out
+_YAML_ERRORS = (yaml.YAMLError, *_MISFITS, RecursionError)
 _MAX_VALUES = 100_000  # a few aliases of aliases come to more than any memory holds
 _WIDTH = 120
 _FLOAT, _MERGE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge"
@@ -22,6 +22,14 @@ _EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, to which `1e-4` is a number as in YAML 1.2; in YAML 1.1 it is text."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make a value; where it does not fit its tag, as in `!!float x`, say in which line that is."""
+        try:
+            return super().construct_object(node, deep)
+        except _MISFITS as error:
+            reason = f"does not fit {node.tag} ({error})"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
 
 
 class _Dumper(yaml.SafeDumper):

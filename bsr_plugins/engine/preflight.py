@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.realesrnet_model import RealESRNetModel
@@ -29,16 +28,20 @@ from bsr_plugins.engine.validation_options import check_validation
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
 from bsr_plugins.options import integer
+from bsr_plugins.random_states import random_states_kept
 
 _BASICSR = "basicsr"
+_REAL_ESRGAN_STAGE = (
+    *("resize_prob", "resize_range", "gaussian_noise_prob", "noise_range", "poisson_scale_range", "gray_noise_prob"),
+    "jpeg_range",
+)
 
 
 def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
     """Check a run's options, as BasicSR's `parse_options` returns them, where nothing has been found wrong yet.
 
     Networks, losses, optimisers and metrics are built and run for trial, and images found and their headers read, as
-    these are what most often fails later. torch's random state is left as it was; Python's and NumPy's, which BasicSR's
-    datasets draw from, are not.
+    these are what most often fails later. The global random states are left as they were.
 
     Args:
         opt: The options; keys, types and ranges are checked.
@@ -50,6 +53,9 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
         with faults.noted("num_gpu"):
             check_device(opt)
             _check_cuda_model(opt, model)
+    for key in _taken_unasked(opt, model):
+        if opt.get(key) is None:
+            faults.at((key,), f"the key is missing, BasicSR's {model.__name__} needs it")
     seed, processes = opt["manual_seed"], opt["world_size"]
     if faults.free(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
         faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
@@ -60,7 +66,7 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
     if opt.get("degradation") is not None and faults.free(("degradation",), ("scale",)):
         with faults.noted("degradation"):
             build_degradation(opt["degradation"], opt.get("scale"))
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with random_states_kept(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run itself will give them
         found = check_datasets(opt, model, faults)
         if model is not None:
@@ -85,6 +91,18 @@ def _check_cuda_model(opt: Mapping[str, Any], model: Any) -> None:
         raise OptionError(f"queue_size: {queue}, expected a multiple of batch_size_per_gpu, which is {batch}")
 
 
+def _taken_unasked(opt: Mapping[str, Any], model: Any) -> Iterator[str]:
+    """Yield the keys at the top without which BasicSR's Real-ESRGAN models fail at the first batch."""
+    if model is None or not opt["is_train"] or not issubclass(model, RealESRNetModel | RealESRGANModel):
+        return
+    if issubclass(model, RealESRGANModel):
+        yield from ("l1_gt_usm", "percep_gt_usm", "gan_gt_usm")
+    if not opt.get("high_order_degradation", True):
+        return
+    yield from ("gt_size", "second_blur_prob", *(("gt_usm",) if issubclass(model, RealESRNetModel) else ()))
+    yield from (f"{key}{stage}" for stage in ("", "2") for key in _REAL_ESRGAN_STAGE)
+
+
 def _check_scale(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
     if "scale" in opt and faults.free(("scale",)) and is_own(model) and issubclass(model, SRModel):
         with faults.noted("scale"):
@@ -102,8 +120,6 @@ def _check_files(opt: Mapping[str, Any], faults: Faults) -> None:
 
 def _check_loggers(opt: Mapping[str, Any], faults: Faults) -> None:
     logger_opt = opt.get("logger") or {}
-    if "debug" in str(opt.get("name")):  # BasicSR then uses neither
-        return
     if logger_opt.get("use_tb_logger") is True and find_spec("tensorboard") is None:
         faults.at(("logger", "use_tb_logger"), "true, but the package tensorboard is not installed, expected false")
     if (logger_opt.get("wandb") or {}).get("project") is None:

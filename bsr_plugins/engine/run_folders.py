@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _TRAINING = ("models", "training_states", "log", "visualization")
 _TESTING = ("log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
-_DEBUG = "debug"  # BasicSR leaves TensorBoard and wandb out of runs of such a name
 
 
 def make_folders(run: Run, root_path: str, fresh: bool) -> None:
@@ -125,7 +124,7 @@ class RunLog:
 
 
 def _logs_to_tensorboard(opt: Mapping[str, Any]) -> bool:
-    return bool(opt["logger"].get("use_tb_logger")) and _DEBUG not in opt["name"]
+    return bool(opt["logger"].get("use_tb_logger"))
 
 
 def _writer(folder: Path, start: int) -> SummaryWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
-from torch import distributed
 
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.engine.arguments import Arguments, launched, read_arguments
@@ -22,11 +22,12 @@ from bsr_plugins.engine.known_keys import check_keys
 from bsr_plugins.engine.named_blocks import check_named_blocks, model_class, registered
 from bsr_plugins.engine.overrides import apply_overrides
 from bsr_plugins.engine.preflight import check_run
+from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.engine.schema import check_schema
 from bsr_plugins.errors import OptionError, unknown_name
 
 _MAX_RANDOM_SEED = 10_000
-_DEBUG = "debug"
+_DEBUG_NAME = "debug"
 _HELPER = "x-"  # what keys at the top begin with that only hold anchors for others
 _DEBUG_FREQUENCY = 8
 
@@ -55,7 +56,8 @@ def read_run(root_path: str, is_train: bool) -> Run:
     As in BasicSR, paths in an option file are relative to the current directory (only `_base_` is relative to its
     file), `~` in them is the home folder, and the folders of the run are under `root_path`. Without a `manual_seed`
     one is drawn, the same for all processes; a `PairedDegradationDataset` without a `seed` takes it too. Keys at the
-    top that begin with `x-` may hold anchors; they are no options.
+    top that begin with `x-` may hold anchors; they are no options. Only `--debug` makes a run for debugging; in BasicSR
+    a name that holds the word does too.
 
     Args:
         root_path: Folder of `experiments/` and `results/`.
@@ -121,8 +123,11 @@ def _as_basicsr(options: dict[str, Any], arguments: Arguments, root_path: str, i
     opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train
     opt.setdefault("manual_seed", None)
     name = str(opt.get("name"))
-    if arguments.debug and not name.startswith(_DEBUG):
-        name = opt["name"] = f"{_DEBUG}_{name}"
+    if arguments.debug:
+        if not name.startswith(_DEBUG_NAME):
+            name = opt["name"] = f"{_DEBUG_NAME}_{name}"
+        if is_train:
+            _debug(opt)
     if opt.get("num_gpu") == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     several = not opt["dist"] and isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1
@@ -140,8 +145,6 @@ def _as_basicsr(options: dict[str, Any], arguments: Arguments, root_path: str, i
         if "resume_state" in key or "pretrain_network" in key:
             opt["path"][key] = _at_home(value)
     opt["path"] |= _folders(Path(root_path), name, is_train)
-    if is_train and _DEBUG in name:
-        _debug(opt)
     return opt
 
 
@@ -165,10 +168,12 @@ def _folders(root: Path, name: str, is_train: bool) -> dict[str, str]:
 
 
 def _debug(opt: dict[str, Any]) -> None:
+    """Let a run log, validate and save often, and leave TensorBoard and wandb alone."""
     if opt.get("val"):
         opt["val"]["val_freq"] = _DEBUG_FREQUENCY
     if opt.get("logger"):
-        opt["logger"] |= {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
+        often = {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
+        opt["logger"] |= often | {"use_tb_logger": False, "wandb": None}
 
 
 def _at_home(value: Any) -> Any:
@@ -185,22 +190,16 @@ def _start(opt: dict[str, Any], arguments: Arguments) -> None:
         init_dist(arguments.launcher, **params)
     opt["rank"], opt["world_size"] = get_dist_info()
     if opt["manual_seed"] is None:
-        opt["manual_seed"] = _shared(_seed_of_resumed(opt) or random.randint(1, _MAX_RANDOM_SEED), opt["dist"])
+        opt["manual_seed"] = Ranks(opt["dist"]).of_first(partial(_drawn_seed, opt))
     for dataset in opt["datasets"].values():
         if issubclass(registered(DATASET_REGISTRY, dataset["type"]), PairedDegradationDataset):
             dataset.setdefault("seed", opt["manual_seed"])
     set_random_seed(opt["manual_seed"] + opt["rank"])
 
 
-def _seed_of_resumed(opt: dict[str, Any]) -> int | None:
-    """Return the seed that was drawn when the run began that is to go on, if one does."""
+def _drawn_seed(opt: dict[str, Any]) -> int:
+    """Draw a seed, or return the one that was drawn when the run began that is to go on."""
     found = find_set(opt).found if opt["is_train"] else None
-    return None if found is None or found.identity is None else found.identity.manual_seed
-
-
-def _shared(value: int, dist: bool) -> int:
-    """Return rank 0's value on all ranks."""
-    values = [value]
-    if dist:
-        distributed.broadcast_object_list(values, src=0)
-    return values[0]
+    if found is None or found.identity is None:
+        return random.randint(1, _MAX_RANDOM_SEED)
+    return found.identity.manual_seed

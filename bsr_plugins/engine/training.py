@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import random
 import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from basicsr.models import build_model
 from basicsr.utils import AvgTimer, MessageLogger, set_random_seed
@@ -28,9 +25,10 @@ from bsr_plugins.engine.run_options import read_run
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.random_states import seed_random_states
 from bsr_plugins.seeding import derive_seed
 
-_NUMPY_SEEDS = 1 << 32
+_MESSAGE_ONLY = ("epoch", "iter", "lrs", "time", "data_time")
 
 
 def train_pipeline(root_path: str) -> None:
@@ -75,7 +73,14 @@ def find_checkpoint(opt: Mapping[str, Any], ranks: Ranks) -> tuple[Found | None,
     Raises:
         BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
     """
-    file, passed_over = ranks.of_first(partial(_search, opt))
+    here = None
+
+    def search() -> tuple[Path | None, list[str]]:
+        nonlocal here
+        here, passed_over = find_set(opt)
+        return None if here is None else here.file, passed_over
+
+    file, passed_over = ranks.of_first(search)
     if file is None and passed_over:
         raise BSRError(
             f"{opt['path']['experiments_root']}: no checkpoint is complete ({'; '.join(passed_over)}), expected one to "
@@ -83,16 +88,11 @@ def find_checkpoint(opt: Mapping[str, Any], ranks: Ranks) -> tuple[Found | None,
         )
     if file is None:
         return None, []
-    found = load_set(file)
+    found = here or load_set(file)
     total = int(opt["train"]["total_iter"])
     if found.iteration > total:
         raise OptionError(f"train.total_iter: {total}, expected at least {found.iteration}, the iteration of {file}")
     return found, passed_over
-
-
-def _search(opt: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
-    search = find_set(opt)
-    return None if search.found is None else search.found.file, search.passed_over
 
 
 class TrainingRun:
@@ -125,7 +125,8 @@ class TrainingRun:
         if found is not None:
             self._resume(found, identity)
         self.saved = self.start
-        self.messages = MessageLogger(opt, self.start, log.tensorboard)
+        # TensorBoard is told by `_print`: BasicSR's logger keeps from it what runs of some names have to say.
+        self.messages = MessageLogger(opt | {"logger": opt["logger"] | {"use_tb_logger": False}}, self.start)
         self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
 
     def execute(self) -> None:
@@ -178,7 +179,7 @@ class TrainingRun:
 
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
         """Make a step; whatever draws from a global random state draws at the step's own address."""
-        _seed_global(self.opt["manual_seed"], iteration, self.opt["rank"])
+        seed_random_states(derive_seed(self.opt["manual_seed"], "iteration", iteration, self.opt["rank"]))
         self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
         self.model.feed_data(batch)
         try:
@@ -196,7 +197,16 @@ class TrainingRun:
         figures |= self.guard.figures()
         bad_images = self.bad_images
         figures |= {"bad_images": bad_images} if bad_images else {}
+        self._tell_tensorboard(iteration, figures)
         self.messages(figures)
+
+    def _tell_tensorboard(self, iteration: int, figures: Mapping[str, Any]) -> None:
+        """Write figures under BasicSR's names."""
+        if self.log.tensorboard is None:
+            return
+        for name, value in figures.items():
+            if name not in _MESSAGE_ONLY:
+                self.log.tensorboard.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, iteration)
 
     @property
     def bad_images(self) -> int:
@@ -269,10 +279,3 @@ class TrainingRun:
         for loader in self.val_loaders:
             dataset: Any = loader.dataset
             self.log.logger.info(f"Number of val images/folders in {dataset.opt['name']}: {len(dataset)}")
-
-
-def _seed_global(seed: int, iteration: int, rank: int) -> None:
-    derived = derive_seed(seed, "iteration", iteration, rank)
-    random.seed(derived)
-    np.random.seed(derived % _NUMPY_SEEDS)  # noqa: NPY002  (it is the one that models draw from)
-    torch.manual_seed(derived)

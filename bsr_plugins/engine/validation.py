@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -11,7 +10,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from bsr_plugins.errors import BSRError
 from bsr_plugins.models.window_padding import super_resolve
+from bsr_plugins.random_states import random_states_kept
 
 _NAMED = 5  # images in the warning about a metric's values
 _METHODS = ("validation", "dist_validation", "nondist_validation")
@@ -281,14 +280,11 @@ def _undisturbed(model: BaseModel) -> Iterator[None]:
     vars(model).update({name: value.module for name, value in wrapped.items()})
     networks = [value for value in vars(model).values() if isinstance(value, nn.Module)]
     modes = [(module, module.training) for network in networks for module in network.modules()]
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (it is the one that models draw from)
     devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with random_states_kept(devices):
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
         for module, mode in modes:
             module.training = mode
         vars(model).update(wrapped)

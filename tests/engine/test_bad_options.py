@@ -275,6 +275,8 @@ def test_an_option_file_that_is_none(
 def test_an_option_file_that_is_not_there(project: Project, in_process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project, "write", lambda _options: "options/trian.yml")
     assert_refused(in_process("train", {}), "-opt: options/trian.yml: there is no such file")
+    monkeypatch.setattr(project, "write", lambda _options: str(project.root))
+    assert_refused(in_process("train", {}), f"-opt: {project.root}: is a folder, expected an option file")
 
 
 def test_the_cases_start_from_options_that_run(project: Project, aacl_options: Options, in_process: Run) -> None:

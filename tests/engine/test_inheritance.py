@@ -192,7 +192,7 @@ def test_nothing_is_shared_with_another_place(tmp_path: Path) -> None:
     ("base", "own", "message"),
     [
         ("x: 1", "_base_: bas.yml", "own.yml: _base_: bas.yml: there is no such file"),
-        ("x: 1", "_base_: ''", "own.yml: _base_: : there is no such file"),
+        ("x: 1", "_base_: ''", "own.yml: _base_: : is a folder, expected an option file"),
         ("_base_: no.yml", "_base_: base.yml", "own.yml: _base_: base.yml: _base_: no.yml: there is no such file"),
         ("_base_: own.yml", "_base_: base.yml", "own.yml: _base_: base.yml: _base_: own.yml: inherits from itself, "),
         ("x: 1", "_base_: ./own.yml", "own.yml: _base_: ./own.yml: inherits from itself, "),
@@ -213,7 +213,8 @@ def test_nothing_is_shared_with_another_place(tmp_path: Path) -> None:
         (
             "x: !!float x",
             "_base_: base.yml",
-            "base.yml: cannot be read as YAML: could not convert string to float: 'x'",
+            "base.yml: cannot be read as YAML: does not fit tag:yaml.org,2002:float "
+            "(could not convert string to float: 'x') in \"<byte string>\", line 1, column 4",
         ),
         ("x: &a {y: *a}", "_base_: base.yml", "base.yml: a value contains itself, expected values of finite depth"),
     ],

@@ -58,11 +58,19 @@ def test_they_are_what_basicsr_makes_of_them(
     run = read(aacl_options, *arguments, is_train=is_train)
     sys.argv = [argument.replace("--local-rank", "--local_rank") for argument in sys.argv]
     expected, _ = parse_options(str(project.root), is_train)
+    if is_train and "--debug" in arguments:  # BasicSR looks at the name instead, wherever it would log
+        expected["logger"] |= {"use_tb_logger": False, "wandb": None}
     assert run.opt == expected
     assert run.opt["path"]["visualization"].startswith(str(project.root))
     assert run.file == Path("options.yml")
     assert run.resolved == Path("options.yml").read_bytes()
     assert not run.only_check
+
+
+def test_a_name_alone_makes_no_run_for_debugging(read: Read, aacl_options: Options) -> None:
+    opt = read(aacl_options | {"name": "debugged"}).opt
+    assert opt["logger"] == read(aacl_options).opt["logger"]
+    assert opt["val"] == aacl_options["val"]
 
 
 def test_the_seeds_are_set(read: Read, aacl_options: Options) -> None:

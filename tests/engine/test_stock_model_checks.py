@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from basicsr.losses.basic_loss import L1Loss
+from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.utils.registry import LOSS_REGISTRY
 
 from tests.engine.stock_options import gan, stock
@@ -48,6 +51,10 @@ def test_models_with_cuda_in_their_code_need_it(options: Options, in_process: Ru
     outcome = in_process("train", options, "--check")
     assert outcome.status == 2
     assert "num_gpu: 0, expected a CUDA device, without which BasicSR's RealESRNetModel does not run" in outcome.output
+    taken = {*re.findall(r"self\.opt\['(\w+)'\]", inspect.getsource(RealESRNetModel))} - {"scale"}
+    assert len(taken) == 17
+    for key in taken:
+        assert f": {key}: the key is missing, BasicSR's RealESRNetModel needs it\n" in outcome.output
 
 
 @pytest.mark.parametrize(
