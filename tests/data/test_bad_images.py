@@ -17,7 +17,6 @@ from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.bad_images import SKIPPED, Replacement
@@ -26,8 +25,8 @@ from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.data.unusual_images import unusual_images
 from bsr_plugins.engine.loading import build_train_loader
 from bsr_plugins.errors import BadImageError, BSRError, OptionError, line_of
+from tests.data.batches import Batch, assert_same
 
-Batch = dict[str, Any]
 COUNT = 6
 EPOCHS = 2
 
@@ -149,14 +148,6 @@ def test_skipping_is_the_same_for_any_number_of_workers(
             else:
                 assert batch["gt_path"][place] == before["gt_path"][place]
                 assert torch.equal(batch["gt"][place], before["gt"][place])
-
-
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
-    assert len(one) == len(other) > 0
-    for batch, match in zip(one, other, strict=True):
-        assert batch.keys() == match.keys()
-        for key, value in batch.items():
-            assert torch.equal(value, match[key]) if isinstance(value, Tensor) else value == match[key], key
 
 
 @BOTH

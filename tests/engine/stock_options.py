@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
 
 if TYPE_CHECKING:
     from tests.conftest import Options
+
+RESNET = {"type": "MSRResNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
 
 
 def stock(options: Options, dataset: Options) -> Options:
@@ -28,3 +34,9 @@ def gan(options: Options) -> Options:
     options["train"]["gan_opt"] = {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.01}
     options["train"] |= {"net_d_iters": 1, "net_d_init_iters": 0}
     return options
+
+
+def write_image(file: Path, height: int, width: int) -> None:
+    """Write an image of noise, in a folder that is made if need be."""
+    file.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -17,6 +17,7 @@ import torch
 from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, newest_complete
 from bsr_plugins.errors import BSRError
 from tests.engine.tiny_training import (
+    KEY,
     KILLED,
     Options,
     content_of,
@@ -55,7 +56,7 @@ def newest(opt: Options) -> Found:
     assert found is not None, search.passed_over
     assert search.passed_over == [], "with us there is no broken set at any moment"
     weights = [torch.load(file, weights_only=True) for _, file in sorted(found.networks.items())]
-    assert {content["bsr_plugins"]["iteration"] for content in weights} == {found.iteration}
+    assert {content[KEY]["iteration"] for content in weights} == {found.iteration}
     values = {float(value) for value in (weights[0]["params"]["conv9.bias"], weights[1]["params"]["conv_last.bias"][0])}
     assert values == {found.extras["value"]}
     return found

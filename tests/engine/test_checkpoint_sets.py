@@ -27,6 +27,7 @@ from bsr_plugins.engine.checkpoint_sets import (
 )
 from bsr_plugins.errors import BSRError
 from tests.engine.tiny_training import (
+    KEY,
     flip,
     identity_of,
     make_model,
@@ -35,8 +36,6 @@ from tests.engine.tiny_training import (
     tiny_options,
     train,
 )
-
-KEY = "bsr_plugins"
 
 
 @pytest.fixture(scope="module")

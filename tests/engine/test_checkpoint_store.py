@@ -18,6 +18,7 @@ from bsr_plugins.engine import checkpoints
 from bsr_plugins.engine.checkpoint_sets import RunFolders, newest_complete, use_networks
 from bsr_plugins.errors import BSRError, OptionError
 from tests.engine.tiny_training import (
+    KEY,
     Options,
     assert_same,
     content_of,
@@ -29,8 +30,6 @@ from tests.engine.tiny_training import (
     tiny_options,
     train,
 )
-
-KEY = "bsr_plugins"
 
 
 def load(file: Path) -> Any:

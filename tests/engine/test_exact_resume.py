@@ -29,6 +29,14 @@ def prepared(options: Options, total: int = END) -> Options:
     return options
 
 
+@pytest.fixture
+def ended(project: Project, redsr_options: Options, in_process: Run) -> tuple[Options, Path]:
+    """A run that has come to its end: its options, and its folder."""
+    options = prepared(redsr_options)
+    assert in_process("train", options).status == 0
+    return options, project.root / "experiments" / "tiny"
+
+
 def losses(log: str) -> dict[int, str]:
     """All figures that a log names for every iteration, as they are printed."""
     return {int(n): text for n, text in re.findall(r"iter:\s+(\d+), lr:\(.*?\)\] \[[^\]]*\] (.*)", log)}
@@ -96,11 +104,10 @@ def test_a_gan_resumes_exactly(project: Project, redsr_options: Options, in_proc
 
 
 def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(
-    project: Project, redsr_options: Options, in_process: Run
+    project: Project, in_process: Run, ended: tuple[Options, Path]
 ) -> None:
-    options = prepared(redsr_options)
-    assert in_process("train", options).status == 0
-    models = project.root / "experiments" / "tiny" / "models"
+    options, folder = ended
+    models = folder / "models"
     (models / "net_g_8.pth").write_bytes((models / "net_g_8.pth").read_bytes()[:-100])
     resumed = in_process("train", options, "--auto_resume")
     assert resumed.status == 0
@@ -125,11 +132,10 @@ def test_a_run_of_basicsr_s_own_trainer_goes_on(redsr_options: Options, in_proce
 
 
 def test_going_on_from_an_older_checkpoint_supersedes_the_newer_ones(
-    project: Project, redsr_options: Options, in_process: Run
+    in_process: Run, ended: tuple[Options, Path]
 ) -> None:
-    options = prepared(redsr_options)
-    assert in_process("train", options).status == 0
-    states = project.root / "experiments" / "tiny" / "training_states"
+    options, folder = ended
+    states = folder / "training_states"
     options["path"]["resume_state"] = str(states / f"{STOP}.state")
     options["logger"]["save_checkpoint_freq"], options["train"]["total_iter"] = 1, STOP + 1
     back = in_process("train", options)
@@ -201,9 +207,8 @@ def test_a_drawn_seed_is_kept(redsr_options: Options, in_process: Run) -> None:
     assert "does not go on exactly" not in resumed.output
 
 
-def test_a_resumed_run_must_not_be_past_its_end(project: Project, redsr_options: Options, in_process: Run) -> None:
-    options = prepared(redsr_options)
-    assert in_process("train", options).status == 0
+def test_a_resumed_run_must_not_be_past_its_end(project: Project, in_process: Run, ended: tuple[Options, Path]) -> None:
+    options, _ = ended
     options["train"]["total_iter"] = STOP
     outcome = in_process("train", options, "--auto_resume")
     assert outcome.status == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ from tests.engine.guarded_steps import (
     guarded,
     keep_message,
     make,
-    options_of_all_kinds,
     register_strangers,
     spoilt,
     state_of,
@@ -44,11 +43,6 @@ KINDS = ("sr", "gan", "aacl", "redsr", "align")
 @pytest.fixture(autouse=True)
 def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     register_strangers(monkeypatch.setitem)
-
-
-@pytest.fixture
-def opts(aacl_options: Options, redsr_options: Options, as_read: Callable[[Options], Options]) -> dict[str, Options]:
-    return options_of_all_kinds(aacl_options, redsr_options, as_read)
 
 
 @pytest.mark.parametrize("kind", KINDS)

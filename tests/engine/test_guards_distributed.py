@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
@@ -21,7 +19,6 @@ from tests.engine.guarded_steps import (
     batch_at,
     keep_message,
     make,
-    options_of_all_kinds,
     register_strangers,
     spoilt,
     state_of,
@@ -34,11 +31,6 @@ if TYPE_CHECKING:
 
 RANKS = 2
 PLAN = ("good", "pixels", "good", "loss", "good", "pixels", "pixels", "pixels")
-
-
-@pytest.fixture
-def opts(aacl_options: Options, redsr_options: Options, as_read: Callable[[Options], Options]) -> dict[str, Options]:
-    return options_of_all_kinds(aacl_options, redsr_options, as_read)
 
 
 def run_rank(rank: int, opts: dict[str, Options], folder: str) -> None:

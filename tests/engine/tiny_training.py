@@ -19,6 +19,7 @@ from bsr_plugins.engine.checkpoints import CheckpointStore
 
 Options = dict[str, Any]
 
+KEY = "bsr_plugins"  # where a checkpoint says what it belongs to
 KILLED = -signal.SIGKILL
 PATIENCE = 60  # seconds that a child may take
 

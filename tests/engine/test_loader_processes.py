@@ -1,0 +1,148 @@
+"""The processes that load: signals do not end them, and they end with the process that began them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bsr_plugins.engine.loading import build_train_loader
+from tests.engine.loading_cases import BATCH, BATCHES, Batch, options, paired, rest_of_epoch
+
+
+class Interpreter:
+    """A Python of its own that loads with two workers, waits for a line after the first batch, and goes on then."""
+
+    code = (
+        "import json, multiprocessing, sys; import bsr_plugins;"
+        "from tests.engine.test_loader_processes import load_and_wait;"
+        "load_and_wait(json.loads(sys.argv[1]), sys.stdin.readline, lambda *n: print(*n, flush=True))"
+    )
+
+    def __init__(self, opt: Batch) -> None:
+        path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.code, json.dumps(opt)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )
+        assert self.process.stdout is not None
+        self.workers = [int(number) for number in self.process.stdout.readline().split()]
+        assert len(self.workers) == 2
+
+
+def load_and_wait(opt: Batch, wait: Callable[[], Any], tell: Callable[..., Any], fail: bool = False) -> None:
+    loader = build_train_loader(opt)
+    loader.start(0)
+    batches = [loader.next()]
+    tell(*(child.pid for child in multiprocessing.active_children()))
+    wait()
+    batches += rest_of_epoch(loader)
+    tell(len(batches))
+    if fail:
+        raise RuntimeError("no more")
+
+
+def is_alive(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def end_within(seconds: float, numbers: list[int]) -> bool:
+    end = time.monotonic() + seconds
+    while any(map(is_alive, numbers)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_signals_do_not_end_workers(pair_folder: Path) -> None:
+    opt = options(paired, pair_folder, 2, persistent_workers=True, dataset_enlarge_ratio=10)
+    main = Interpreter(opt)
+    for number in main.workers:
+        os.kill(number, signal.SIGINT)
+        os.kill(number, signal.SIGTERM)
+    time.sleep(0.2)
+    assert all(map(is_alive, main.workers))
+    output, _ = main.process.communicate("\n", timeout=30)
+    assert output.split() == [str(80 // BATCH)]
+    assert main.process.returncode == 0
+    assert end_within(2, main.workers)
+
+
+@pytest.fixture
+def forked(pair_folder: Path) -> Iterator[Callable[..., Any]]:
+    """Do as `Interpreter` does in a fork of this process; gives it, its workers' ids, and what lets it go on."""
+    context, processes = multiprocessing.get_context("fork"), []
+
+    def start(fail: bool = False, **changes: Any) -> tuple[Any, list[int], Callable[[], None]]:
+        opt = options(paired, pair_folder, 2, **{"persistent_workers": True, "dataset_enlarge_ratio": 10} | changes)
+        ours, theirs = context.Pipe()
+
+        def tell(*numbers: int) -> None:
+            theirs.send(numbers)
+
+        process = context.Process(target=load_and_wait, args=(opt, theirs.recv, tell, fail))
+        process.start()
+        processes.append(process)
+        workers = [*ours.recv()]
+        assert len(workers) == 2
+        return process, workers, lambda: ours.send("go on")
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("changes", [{}, {"prefetch_mode": "cpu"}, {"persistent_workers": False}])
+@pytest.mark.parametrize("fail", [False, True])
+def test_workers_end_with_their_process(fail: bool, changes: Batch, forked: Callable[..., Any]) -> None:
+    process, workers, go_on = forked(fail, **changes)
+    go_on()
+    process.join(20)
+    assert process.exitcode == (1 if fail else 0)
+    assert end_within(2, workers)
+
+
+@pytest.mark.parametrize("changes", [{}, {"prefetch_mode": "cpu"}])
+def test_workers_end_when_their_process_is_killed(changes: Batch, forked: Callable[..., Any]) -> None:
+    process, workers, _ = forked(**changes)
+    process.kill()
+    process.join()
+    assert end_within(3, workers)
+
+
+def test_workers_begin_with_signals_held_back(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGTERM to all processes finds a worker that has just begun."""
+    monkeypatch.setattr(signal, "signal", _term_first(signal.signal))
+    loader = build_train_loader(options(paired, pair_folder, 1))
+    loader.start(0)
+    assert len(rest_of_epoch(loader)) == BATCHES
+    loader.close()
+
+
+def _term_first(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Make what has a worker receive a SIGTERM before it sets its first handler."""
+
+    def set_handler(number: int, handler: Any) -> Any:
+        if number == signal.SIGINT and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return stock(number, handler)
+
+    return set_handler
