@@ -41,7 +41,7 @@ def test_pairs_run(pairs: Options, in_process: Run) -> None:
         ("datasets.val.io_backend", None, "datasets.val.io_backend: None, expected a block"),
         ("datasets.val.io_backend", {"typ": "disk"}, "val.io_backend.typ: unknown key, .*did you mean 'type'"),
         ("datasets.val.io_backend", {}, "val.io_backend.type: the key is missing, expected one of disk, lmdb"),
-        ("datasets.val.io_backend", {"type": "disk", "tpe": 1}, "val.io_backend.tpe: unknown key, expected no such key"),
+        ("datasets.val.io_backend", {"type": "disk", "tpe": 1}, "io_backend.tpe: unknown key, expected no such key"),
         ("datasets.val.io_backend", {"type": "memcached"}, "val.io_backend.server_list_cfg: the key is missing"),
         ("datasets.train.filename_tmpl", 3, "datasets.train.filename_tmpl: 3, expected text that holds '{}' once"),
         ("datasets.train.filename_tmpl", None, "datasets.train.filename_tmpl: None, expected text that holds '{}'"),
