@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from bsr_plugins.engine.overrides import apply_overrides
 from bsr_plugins.engine.preflight import check_run
 from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.engine.schema import check_schema
-from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.errors import BSRError, OptionError, unknown_name
 
 _MAX_RANDOM_SEED = 10_000
 _DEBUG_NAME = "debug"
@@ -64,9 +66,11 @@ def read_run(root_path: str, is_train: bool) -> Run:
         is_train: Whether this is a training run.
 
     Raises:
+        BSRError: This is a worker process that imports the script that began the run.
         OptionFaults: The options cannot be used. All that is wrong is listed, each with file and line, and nothing has
             been built, made or moved.
     """
+    _check_is_no_worker()
     arguments = read_arguments()
     resolved, faults = _resolve(arguments)
     try:
@@ -86,6 +90,15 @@ def read_run(root_path: str, is_train: bool) -> Run:
     else:
         _start(opt, arguments)
     return Run(opt, arguments.file, kept, arguments.check)
+
+
+def _check_is_no_worker() -> None:
+    """Refuse to begin in a worker that is only to import the script, where it would wait for the other processes."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what Python's own check asks for
+        raise BSRError(
+            f"{Path(sys.argv[0]).name}: starts its pipeline again in every worker process, expected the call below "
+            "`if __name__ == '__main__':`"
+        )
 
 
 def _resolve(arguments: Arguments) -> tuple[Resolved, Faults]:

@@ -21,6 +21,24 @@ def pipeline(root):
 sys.exit(command_line.run(pipeline, Path.cwd()))
 """
 
+BARE_SCRIPT = """
+import multiprocessing, sys
+from pathlib import Path
+import bsr_plugins
+from bsr_plugins import engine
+multiprocessing.set_start_method("spawn", force=True)  # as BasicSR does for several processes
+sys.exit(engine.run(engine.train_pipeline, Path.cwd()))
+"""
+
+
+def test_a_script_that_starts_again_in_its_workers_is_told_so(project: Project, aacl_options: Options) -> None:
+    (project.root / "bare.py").write_text(BARE_SCRIPT)
+    aacl_options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    project.write(aacl_options)
+    outcome = project.python("bare.py", "-opt", "options.yml")
+    assert outcome.status == 1
+    assert "error: bare.py: starts its pipeline again in every worker process, expected" in outcome.output
+
 
 def test_two_processes(project: Project, aacl_options: Options) -> None:
     (project.root / "read.py").write_text(SCRIPT)
