@@ -69,7 +69,9 @@ def number(value: object, where: str, low: float = float("-inf"), high: float = 
         OptionError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isinf(value):
-        raise OptionError(f"{where}: {value!r}, expected a number in [{low:g}, {high:g}]")
+        bounded = math.isfinite(low) or math.isfinite(high)
+        expected = f"a number in [{low:g}, {high:g}]" if bounded else "a finite number"
+        raise OptionError(f"{where}: {value!r}, expected {expected}")
     return float(value)
 
 

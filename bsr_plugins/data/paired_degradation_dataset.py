@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +80,11 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
         self._items = TrainPatches(options) if isinstance(options, PatchOptions) else WholeImages(options)
         # In shared memory, so that workers that are already running see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def files(self) -> list[Path]:
+        """The image files; none where they are in an LMDB."""
+        return [Path(image.path) for image in self._items.images if not image.lmdb]
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the dataset and its running workers the epoch of the plain indices to come."""

@@ -16,22 +16,26 @@ from bsr_plugins.seeding import generator_at
 
 
 class TrainPatches:
-    """Random patches of training images; see `PairedDegradationDataset`."""
+    """Random patches of training images; see `PairedDegradationDataset`.
+
+    Attributes:
+        images: The images, less those left out as bad.
+    """
 
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
         self._degradation = options.build_degradation() if options.degrade_on == "worker" else None
         if self._degradation is not None:
             options.check_degradation(self._degradation)
-        self._images, left_out = options.sift_images()
-        log_left_out(f"dataset '{options.name}'", left_out, len(self._images) + len(left_out))
-        self._replacement = options.replacement(self._images)
-        self._names = distinct_names(self._images)
+        self.images, left_out = options.sift_images()
+        log_left_out(f"dataset '{options.name}'", left_out, len(self.images) + len(left_out))
+        self._replacement = options.replacement(self.images)
+        self._names = distinct_names(self.images)
         if self._degradation is not None and self._degradation.needs_calibration:
-            self._degradation.calibrate(draw_calibration_patches(self._images, options))
+            self._degradation.calibrate(draw_calibration_patches(self.images, options))
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
         """Make the item of an image; epoch and position decide its random draws.
@@ -45,7 +49,7 @@ class TrainPatches:
         return item | {SKIPPED: "\n".join(skipped)}
 
     def _item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
-        image = self._images[index]
+        image = self.images[index]
         pixels = read_image(image)
         generator = generator_at(self._options.seed, "patches", epoch, position)
         views = torch.stack([self._view(pixels, generator) for _ in range(self._options.num_views or 1)])

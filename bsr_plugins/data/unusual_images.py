@@ -18,11 +18,12 @@ HEADER_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 GREY, ALPHA, DEEP = "greyscale", "with an alpha channel", "of 16 bits or more a channel"
 
 
-def unusual_images(paths: Iterable[str | Path]) -> str | None:
-    """Say how many of some images BasicSR's datasets would convert without a word; only headers are read.
+def unusual_images(paths: Iterable[str | Path], keeps_depth: bool = False) -> str | None:
+    """Say how many of some images a dataset converts; only headers are read.
 
     Args:
         paths: Files; after the first 2000 no more are looked at. Those that Pillow does not know do not count.
+        keeps_depth: Whether the dataset reads 16 bits as they are, as BasicSR's do not.
 
     Returns:
         One line, None if all are plain.
@@ -30,12 +31,12 @@ def unusual_images(paths: Iterable[str | Path]) -> str | None:
     with ThreadPoolExecutor() as pool:
         kinds = list(pool.map(kinds_of_file, islice(paths, _MOST)))
     counts = Counter(kind for some in kinds for kind in some)
-    if not counts:
+    converted = [kind for kind in ((GREY, ALPHA) if keeps_depth else (GREY, ALPHA, DEEP)) if counts[kind]]
+    if not converted:
         return None
-    parts = ", ".join(f"{counts[kind]} {kind}" for kind in (GREY, ALPHA, DEEP) if counts[kind])
-    return (
-        f"among the first {len(kinds)} files are {parts}; BasicSR's datasets read them as RGB of 8 bits without alpha"
-    )
+    parts = ", ".join(f"{counts[kind]} {kind}" for kind in converted)
+    depth = "" if keeps_depth else " of 8 bits"
+    return f"among the first {len(kinds)} files are {parts}; they are read as RGB{depth} without alpha"
 
 
 def kinds_of_file(path: str | Path) -> list[str]:

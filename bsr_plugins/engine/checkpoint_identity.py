@@ -126,10 +126,16 @@ def check_identity(found: Found, identity: Identity) -> list[str]:
             f"{found.file.name} is BasicSR's own, which keeps less than it takes: the run does not go on exactly as it "
             "would have."
         ]
-    return [
+    remarks = [
         f"{found.file.name} was saved with {difference}: the run does not go on exactly as it would have."
         for difference in identity.differences(found.identity)
     ]
+    if identity.options_digest != found.identity.options_digest:
+        remarks.append(
+            f"Optimisers and schedules go on as {found.file.name} has them, learning rates and milestones included, "
+            "whatever the options say now."
+        )
+    return remarks
 
 
 def _digest(opt: Mapping[str, Any]) -> str:

@@ -19,7 +19,11 @@ from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 
+SUPERSEDED = "_superseded"
+"""What the names of training states end in that a run has set aside."""
+
 _STATE = re.compile(r"(0|[1-9][0-9]*)\.state")
+_SUPERSEDED = re.compile(rf"(0|[1-9][0-9]*)(?:_[0-9]+)?\.state{SUPERSEDED}")
 _NETWORK = re.compile(r"(.+)_(0|[1-9][0-9]*)\.pth")
 _PREFIX = "net_"  # of the labels that BasicSR's models give their networks
 _OPTION = "network_"
@@ -45,6 +49,10 @@ class RunFolders:
     def saved_states(self) -> dict[int, Path]:
         """Return the training states by iteration, broken ones included; files of other names are left out."""
         return {int(match[1]): file for file, match in _matches(self.states, _STATE)}
+
+    def superseded_states(self) -> list[tuple[int, Path]]:
+        """Return the training states that a run has set aside, with their iterations."""
+        return [(int(match[1]), file) for file, match in _matches(self.states, _SUPERSEDED)]
 
     def saved_networks(self) -> dict[int, list[Path]]:
         """Return the files of networks by iteration, those of every label."""

@@ -16,14 +16,13 @@ from basicsr.utils.dist_util import get_dist_info
 from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder, unused
 from bsr_plugins.engine.checkpoint_contents import caught, own_methods, plain
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
-from bsr_plugins.engine.checkpoint_sets import RunFolders
+from bsr_plugins.engine.checkpoint_sets import SUPERSEDED, RunFolders
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options import integer
 from bsr_plugins.safe_loading import load_safely
 
 _LATEST = -1  # what BasicSR's models take for the epoch and the iteration of the networks at the end
 _PREFIX = "net_"
-_ASIDE = "_superseded"
 
 
 class CheckpointStore:
@@ -102,7 +101,7 @@ class CheckpointStore:
         """Give training states of later iterations names that nothing is resumed from: a run goes on before them.
 
         Returns:
-            Their new names, on rank 0; they remain until someone removes them.
+            Their new names, on rank 0; they remain until someone removes them or, with `keep`, the run is past them.
 
         Raises:
             BSRError: One cannot be renamed.
@@ -113,7 +112,7 @@ class CheckpointStore:
         aside = []
         for _, file in newer:
             try:
-                aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{_ASIDE}"))))
+                aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{SUPERSEDED}"))))
             except OSError as error:
                 raise BSRError(f"{file}: cannot be renamed ({error.strerror})") from error
         return aside
@@ -151,6 +150,9 @@ class CheckpointStore:
             remove(states[n])
         if old:
             sync_folder(self._folders.states)
+        for n, file in self._folders.superseded_states():
+            if n <= iteration:
+                remove(file)
         for n, files in self._folders.saved_networks().items():
             if n > iteration or (n in states and n not in old):
                 continue

@@ -27,8 +27,9 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
         root_path: Folder in which `experiments/`, `results/` and `tb_logger/` are made.
 
     Returns:
-        The exit status: 0, or 2 for input that cannot be used, after a line for each thing that is wrong with it. Of
-        several processes on a machine that find fault with the options, the first says so.
+        The exit status: 0, or 2 for input that cannot be used, after a line for each thing that is wrong with it, or
+        130 if it was interrupted before training began, or while testing. Of several processes on a machine that find
+        fault with the options, the first says so.
     """
     try:
         pipeline(str(root_path))
@@ -36,6 +37,9 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
         return _refuse(error.lines) if _speaks() else _wait()
     except BSRError as error:
         return _refuse([line_of(error)])
+    except KeyboardInterrupt:  # while training, it would have ended the run as `Stopped`
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

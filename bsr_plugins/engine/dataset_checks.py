@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from basicsr.utils.registry import DATASET_REGISTRY
 
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
+from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.degradations import build_degradation
+from bsr_plugins.engine.dataset_parts import check_epochs, check_parts
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.image_sizes import Found, Pairs, files_of, header_sizes, paired_files, paired_in_lmdb
 from bsr_plugins.engine.named_blocks import is_own, registered
@@ -60,11 +61,12 @@ def check_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[s
             if name in names:
                 faults.at((*place, "name"), f"{name!r} is the name of datasets.{names[name]} too, expected another")
             names.setdefault(name, key)
-        if not faults.free(place, ("scale",)):
-            continue
-        with faults.noted(*place):
-            found[key] = _check_dataset(".".join(place), dataset_opt, sound, model)
-        if dataset_opt["phase"] == "train" and key in found:
+        if faults.free(place, ("scale",)):
+            with faults.noted(*place):
+                found[key] = _check_dataset(".".join(place), dataset_opt, sound, model)
+        if key not in found:
+            check_parts(place, dataset_opt, opt["world_size"], faults)
+        elif dataset_opt["phase"] == "train":
             with faults.noted(*place):
                 _check_loading(".".join(place), dataset_opt, found[key].items, opt)
     return found
@@ -147,7 +149,8 @@ def _built(place: str, dataset_opt: Mapping[str, Any], kind: Any) -> Any:
     try:
         dataset = kind(copy.deepcopy(dict(dataset_opt)))
         if len(dataset) and _on_disk(dataset_opt) and not _skips(dataset_opt):
-            dataset[0]  # not of an LMDB, which can be opened only once in a process
+            # Not of an LMDB, which can be opened only once in a process.
+            PositionedDataset(dataset, 0, name=str(dataset_opt["name"]))[0]
     except Exception as error:
         if isinstance(error, BSRError):
             raise
@@ -252,27 +255,6 @@ def _check_loading(place: str, dataset_opt: Mapping[str, Any], items: int, opt: 
     if isinstance(gt_size, int):
         views = dataset_opt.get("num_views")
         _check_memory(f"{place}.batch_size_per_gpu", batch * (views if isinstance(views, int) else 1), gt_size)
-
-
-def check_epochs(images: int, place: str, dataset_opt: Mapping[str, Any], world_size: int) -> None:
-    """Check that an epoch has enough images for a batch of all processes.
-
-    Args:
-        images: How many images the training dataset has.
-        place: Its place in the option file.
-        dataset_opt: Its block.
-        world_size: How many processes there are.
-
-    Raises:
-        OptionError: An epoch has not one whole batch.
-    """
-    batch, ratio = dataset_opt["batch_size_per_gpu"] * world_size, dataset_opt.get("dataset_enlarge_ratio", 1)
-    samples = math.ceil(images * ratio)
-    if samples < batch:
-        raise OptionError(
-            f"{place}.batch_size_per_gpu: {batch} in all, expected at most {samples}, as an epoch has {images} images, "
-            f"{ratio:g} times each; dataset_enlarge_ratio makes it longer"
-        )
 
 
 def _check_memory(place: str, patches: int, side: int) -> None:

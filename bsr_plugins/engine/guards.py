@@ -189,6 +189,11 @@ class StepGuard:
             figures["skipped_steps"] = float(self._skipped_total)
         return figures
 
+    @property
+    def skipped_total(self) -> int:
+        """How many steps were skipped since the run began."""
+        return self._skipped_total
+
     def state(self) -> dict[str, int]:
         """Return the counts of skipped steps, for a checkpoint."""
         return {"skipped_in_a_row": self._skipped_in_a_row, "skipped_total": self._skipped_total}

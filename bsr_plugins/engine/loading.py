@@ -158,8 +158,8 @@ def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
     """Build the training dataset of a run and what loads it, for this rank.
 
     The dataset is any that is registered. One that draws from the global random states (all but ours) is wrapped in a
-    `PositionedDataset`; `on_bad_image` works for all. A batch is `batch_size_per_gpu` items a process. Files that
-    BasicSR's datasets convert silently are warned of, once.
+    `PositionedDataset`; `on_bad_image` works for all. A batch is `batch_size_per_gpu` items a process. Files that are
+    converted, grey ones and those with alpha for example, are warned of, once.
 
     Args:
         opt: The run's options; they are left as they are.
@@ -175,6 +175,8 @@ def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
         raise OptionError(f"dataset '{name}'.type: {dataset_opt['type']} has no indices, expected a dataset with them")
     if issubclass(kind, PairedDegradationDataset):
         dataset: Dataset[Any] = build_dataset(dataset_opt)
+        if opt["rank"] == 0:
+            _warn_of_unusual_images(dataset, name)
         if kind is not PairedDegradationDataset:
             dataset = PositionedDataset(dataset, seed, "error", name)
     else:
@@ -213,11 +215,11 @@ def build_val_loaders(opt: Mapping[str, Any]) -> list[DataLoader[Any]]:
         if phase == "train":
             continue
         dataset: Dataset[Any] = build_dataset(dataset_opt)
-        if type(dataset) is not PairedDegradationDataset:
+        name, own = dataset_opt.get("name", phase), type(dataset) is PairedDegradationDataset
+        if opt["rank"] == 0:
+            _warn_of_unusual_images(dataset, name)
+        if not own:
             _sort_images(dataset)
-            name = dataset_opt.get("name", phase)
-            if opt["rank"] == 0:
-                _warn_of_unusual_images(dataset, name)
             dataset = PositionedDataset(dataset, opt["manual_seed"], "error", name)
         pin_memory = dataset_opt.get("pin_memory", False) and torch.cuda.is_available()
         generator = _own_generator(opt["manual_seed"])
@@ -270,8 +272,11 @@ def _own_generator(seed: int) -> torch.Generator:
 
 
 def _warn_of_unusual_images(dataset: Dataset[Any], name: str) -> None:
-    numbers = range(len(dataset))  # type: ignore[arg-type]  # a Dataset's length is optional
-    files = (file.path for number in numbers for file in item_files(dataset, number) if file.path is not None)
-    complaint = unusual_images(files)
+    if isinstance(dataset, PairedDegradationDataset):
+        complaint = unusual_images(dataset.files, keeps_depth=True)
+    else:
+        numbers = range(len(dataset))  # type: ignore[arg-type]  # a Dataset's length is optional
+        files = (file.path for number in numbers for file in item_files(dataset, number) if file.path is not None)
+        complaint = unusual_images(files)
     if complaint is not None:
         get_root_logger().warning(f"dataset '{name}': {complaint}")

@@ -12,13 +12,15 @@ from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.engine.checkpoint_sets import Found, use_networks, wanted_networks
 from bsr_plugins.engine.faults import Faults
-from bsr_plugins.engine.image_sizes import Found
+from bsr_plugins.engine.image_sizes import Found as FoundImages
 from bsr_plugins.engine.named_blocks import model_class, registered
 from bsr_plugins.engine.pretrained import check_weights
 from bsr_plugins.engine.trial import build_network, check_output, grey_image, memory_bytes, run_on_trial
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel
+from bsr_plugins.random_states import random_states_kept
 
 _TRIAL_SIDE = 48  # of LR images where the options do not tell it
 _LARGEST_SIDE = 128
@@ -58,6 +60,29 @@ def check_networks(opt: Mapping[str, Any], needed: Iterable[str], faults: Faults
     return {key: network for key, network in networks.items() if faults.free((key,))}
 
 
+def check_set(opt: Mapping[str, Any], found: Found) -> None:
+    """Check that the networks of a checkpoint set are those that a run is to go on with.
+
+    Args:
+        opt: The run's options.
+        found: The set.
+
+    Raises:
+        BSRError: They are not, or the set lacks one.
+    """
+    resumed = {**opt, "path": dict(opt["path"])}
+    use_networks(resumed, found)
+    with random_states_kept():
+        for key in (f"network_{name}" for name in wanted_networks(opt)):
+            try:
+                check_weights(key, _build(key, opt), resumed["path"])
+            except OptionError as error:
+                raise OptionError(
+                    f"{found.file}: its networks are not those of the options ({error}), expected the options that it "
+                    "was saved with"
+                ) from error
+
+
 def _check_discriminator(network: nn.Module, opt: Mapping[str, Any]) -> None:
     """Check that a discriminator takes the patches that it will judge."""
     size = (opt["datasets"].get("train") or {}).get("gt_size")
@@ -89,7 +114,7 @@ def _check_weights(key: str, network: nn.Module, opt: Mapping[str, Any]) -> None
 
 
 def check_images(
-    opt: Mapping[str, Any], model: type, network: nn.Module, found: Mapping[str, Found], faults: Faults
+    opt: Mapping[str, Any], model: type, network: nn.Module, found: Mapping[str, FoundImages], faults: Faults
 ) -> None:
     """Check that `network_g` makes images of the right size of those that it will get.
 
@@ -106,7 +131,7 @@ def check_images(
 
 
 def _check_output(
-    opt: Mapping[str, Any], model: type, network: nn.Module, found: Mapping[str, Found], faults: Faults
+    opt: Mapping[str, Any], model: type, network: nn.Module, found: Mapping[str, FoundImages], faults: Faults
 ) -> None:
     condition: dict[str, Tensor] = {}
     if issubclass(model, BlindSRModel):

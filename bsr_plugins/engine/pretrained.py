@@ -12,6 +12,7 @@ from bsr_plugins.errors import OptionError
 from bsr_plugins.safe_loading import load_safely
 
 _PARTS = ("params_ema", "params")
+_LEAST_SHARE = 0.1  # networks of many kinds begin and end with the same small layers
 _NAMED = 3  # so many differing names make a message; the rest is counted
 
 
@@ -53,11 +54,13 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], ave
 
 def _check_loose(place: str, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     fitting = [name for name in expected if name in weights and weights[name].shape == expected[name].shape]
-    if expected and not fitting:
-        raise OptionError(f"{place}: nothing in it fits the network, expected weights of which at least some do")
     if len(fitting) == len(expected):
         return None
-    return f"{place}: fits {len(fitting)} of the network's {len(expected)} tensors; the others begin at random"
+    share = sum(expected[name].numel() for name in fitting) / sum(value.numel() for value in expected.values())
+    fits = f"{place}: fits {len(fitting)} of the network's {len(expected)} tensors, {share:.1%} of its weights"
+    if share < _LEAST_SHARE:
+        raise OptionError(f"{fits}, expected at least {_LEAST_SHARE:.0%}; below, it is another network's")
+    return f"{fits}; the others begin at random"
 
 
 def _weights(place: str, content: object, part: str | None, letter: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ MAX_SEED = (1 << 32) - 1
 """NumPy's greatest seed; every process adds its rank to `manual_seed`."""
 
 _MAX_WORKERS = 1024
+_MAX_ITERATIONS = 10**12  # of which BasicSR can still say how long they will take
 _MAX_PORT = (1 << 16) - 1
 _FREE = "free"
 Check = Callable[[Any, str], Any]
@@ -147,7 +148,7 @@ _VALUES: dict[Place, Check] = {
     ("path", "pretrain_network_*"): _path,
     ("path", "strict_load_*"): boolean,
     ("path", "param_key_*"): or_null(_text),
-    ("train", "total_iter"): whole(1),
+    ("train", "total_iter"): whole(1, _MAX_ITERATIONS),
     ("train", "warmup_iter"): whole(-1),
     ("train", "ema_decay"): real(0, 1),
     ("train", "clip_grad_norm"): or_null(real(above=0)),

@@ -19,6 +19,7 @@ from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, find_set, load
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guards import NonFiniteError, StepGuard, read_guard_options
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
+from bsr_plugins.engine.network_checks import check_set
 from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.engine.run_folders import RunLog, make_folders
 from bsr_plugins.engine.run_options import read_run
@@ -52,6 +53,8 @@ def train_pipeline(root_path: str) -> None:
     opt, ranks = run.opt, Ranks(run.opt["dist"])
     torch.backends.cudnn.benchmark = True
     found, passed_over = find_checkpoint(opt, ranks)
+    if found is not None:
+        check_set(opt, found)
     make_folders(run, root_path, fresh=found is None)
     ranks.barrier()
     with RunLog(opt, "train", root_path, 0 if found is None else found.iteration) as log:
@@ -126,7 +129,9 @@ class TrainingRun:
             self._resume(found, identity)
         self.saved = self.start
         # TensorBoard is told by `_print`: BasicSR's logger keeps from it what runs of some names have to say.
-        self.messages = MessageLogger(opt | {"logger": opt["logger"] | {"use_tb_logger": False}}, self.start)
+        # The time that is left is that of one iteration less than it takes.
+        told = {"logger": opt["logger"] | {"use_tb_logger": False}, "train": {"total_iter": self.total + 1}}
+        self.messages = MessageLogger(opt | told, self.start)
         self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
 
     def execute(self) -> None:
@@ -139,16 +144,20 @@ class TrainingRun:
         """
         logger, began, interruption = self.log.logger, time.time(), Interruption()
         logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
-        with interruption.noted(), closing(self.loader):
-            if self.start and self._is_validated(self.start):
-                self._validate(self.start, interruption)
-            self._stop_if_asked(self.start, interruption)
-            self._train(interruption)
-        logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
-        logger.info("Save the latest model.")
-        self.store.save_latest(self.model, self.total)
-        if self.opt.get("val") is not None and not self._is_validated(self.total):
-            self._validate(self.total)
+        with interruption.noted():
+            with closing(self.loader):
+                if self.start and self._is_validated(self.start):
+                    self._validate(self.start, interruption)
+                self._stop_if_asked(self.start, interruption)
+                self._train(interruption)
+            logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
+            if self.guard.skipped_total:
+                logger.warning(f"{self.guard.skipped_total} of {self.total} steps were skipped.")
+            logger.info("Save the latest model.")
+            self.store.save_latest(self.model, self.total)
+            if self.opt.get("val") is not None and not self._is_validated(self.total):
+                self._validate(self.total, interruption)
+            self._stop_if_asked(self.total, interruption)
 
     def _train(self, interruption: Interruption) -> None:
         save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
@@ -226,7 +235,14 @@ class TrainingRun:
     def _resume(self, found: Found, identity: Identity) -> None:
         for remark in check_identity(found, identity):
             self.log.logger.warning(remark)
-        self.model.resume_training(found.state)
+        try:
+            self.model.resume_training(found.state)
+        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise BSRError(
+                f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "
+                "options that it was saved with"
+            ) from error
         if found.extras.get("best_metric_results"):
             self.model.best_metric_results = found.extras["best_metric_results"]
         self.guard.load_state(found.extras.get("guard", {}))
@@ -240,14 +256,19 @@ class TrainingRun:
         """Tell whether an iteration is followed by a validation."""
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
-    def _validate(self, iteration: int, interruption: Interruption | None = None) -> None:
-        """Validate; a signal breaks it off, as the run that goes on makes it again."""
+    def _validate(self, iteration: int, interruption: Interruption) -> None:
+        """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
 
         def action() -> None:
             for loader in self.val_loaders:
-                validate(self.model, loader, iteration, self.log.tensorboard, self.opt["val"]["save_img"])
+                tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
+                if not validate(self.model, loader, iteration, tensorboard, save_img, asked):
+                    return
 
-        if interruption is None or self.opt["dist"]:
+        def asked() -> bool:
+            return interruption.received is not None
+
+        if self.opt["dist"]:
             action()
         else:
             interruption.until_received(action)

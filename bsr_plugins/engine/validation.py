@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -52,9 +52,18 @@ class _Failure(NamedTuple):
     expected: bool
 
 
+def _never() -> bool:
+    return False
+
+
 def validate(
-    model: Any, loader: DataLoader[Any], current_iter: int | str, tb_logger: Writer | None, save_img: bool
-) -> None:
+    model: Any,
+    loader: DataLoader[Any],
+    current_iter: int | str,
+    tb_logger: Writer | None,
+    save_img: bool,
+    stopping: Callable[[], bool] = _never,
+) -> bool:
     """Validate or test a model on a dataset, as `model.validation` does, under one process or several.
 
     Rank r of W takes images r, r + W, … of the dataset. Results are added up in the order of the images, so that
@@ -72,6 +81,11 @@ def validate(
         current_iter: The iteration, or what stands for it.
         tb_logger: Where metrics are logged besides, on rank 0.
         save_img: Whether to save the images.
+        stopping: Asked between images on every rank; where it says so on one, all break off, and nothing is concluded.
+            A validation of the model's own is not broken off.
+
+    Returns:
+        Whether it came to its end.
 
     Raises:
         BSRError: An image cannot be used, an output has another size than its ground truth, a metric fails, or an image
@@ -80,17 +94,21 @@ def validate(
     with _undisturbed(model):
         if not _validates_like_srmodel(model):
             _validate_its_own_way(model, loader, current_iter, tb_logger, save_img)
-            return
+            return True
         share = _Share(model, loader, current_iter, save_img)
         measured: list[_Measured] = []
         error: Exception | None = None
         try:
-            measured = list(share.measure())
+            measured = list(takewhile(lambda _: not stopping(), share.measure()))
         except Exception as caught:  # it is raised once the other ranks know
             error = caught
-    everything = sorted(chain.from_iterable(_agree(measured, error)), key=attrgetter("place"))
+    told = _agree(measured, error)
+    everything = sorted(chain.from_iterable(told), key=attrgetter("place"))
+    if len(everything) < len(loader.dataset):  # type: ignore[arg-type]  # a Dataset's length is optional
+        return False
     if model.opt["val"].get("metrics") is not None:
         _conclude(model, share.name, everything, current_iter, tb_logger)
+    return True
 
 
 class _Share:

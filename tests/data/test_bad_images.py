@@ -374,8 +374,12 @@ def test_unusual_images(tmp_path: Path) -> None:
     files = sorted(tmp_path.iterdir())
     assert unusual_images(files) == (
         "among the first 10 files are 3 greyscale, 2 with an alpha channel, 4 of 16 bits or more a channel; "
-        "BasicSR's datasets read them as RGB of 8 bits without alpha"
+        "they are read as RGB of 8 bits without alpha"
     )
+    assert unusual_images(files, keeps_depth=True) == (
+        "among the first 10 files are 3 greyscale, 2 with an alpha channel; they are read as RGB without alpha"
+    )
+    assert unusual_images([tmp_path / "deep.png"], keeps_depth=True) is None
     assert unusual_images([tmp_path / "rgb.png", tmp_path / "rgb.jpg", tmp_path / "text.png"]) is None
 
 

@@ -125,7 +125,7 @@ def results(model: Any) -> Outcome:
     return copy.deepcopy({"metrics": model.metric_results, "best": model.best_metric_results})
 
 
-def message_of(action: Callable[[], None]) -> str:
+def message_of(action: Callable[[], object]) -> str:
     """What an action fails with, as type and message."""
     try:
         action()

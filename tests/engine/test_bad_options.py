@@ -127,7 +127,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("datasets.train.gt_size", 8, "dataset 'train'.gt_size: 8, expected at least 11 for the degradation's kernels"),
     ("path.pretrain_network_g", 5, r"options.yml:\d+: path.pretrain_network_g: 5, expected a path or null"),
     ("train.warmup_iter", "x", "train.warmup_iter: 'x', expected a whole number"),
-    ("train.pixel_opt.loss_weight", "1e", "train.pixel_opt.loss_weight: '1e', expected a number"),
+    ("train.pixel_opt.loss_weight", "1e", "train.pixel_opt.loss_weight: '1e', expected a finite number"),
     ("train.optim_g.type", [], "train.optim_g.type: unknown name "),
     ("train.scheduler.type", {}, "train.scheduler.type: unknown name "),
     ("train.scheduler.gamma", None, "train.scheduler.gamma: None, expected a number"),

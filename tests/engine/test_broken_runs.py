@@ -33,6 +33,15 @@ def folder_of(project: Project) -> Path:
     return project.root / "experiments" / "tiny"
 
 
+def test_a_run_that_left_steps_out_says_so_at_its_end(redsr_options: Options, in_process: Run) -> None:
+    options = options_of(redsr_options)
+    options["train"] |= {"total_iter": 3}
+    options["train"]["pixel_opt"]["loss_weight"] = 1e38
+    outcome = in_process("train", options)
+    assert outcome.status == 0, outcome.output
+    assert "3 of 3 steps were skipped." in outcome.output
+
+
 def test_losses_that_stay_nan_end_the_run(
     project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

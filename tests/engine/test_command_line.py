@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Run = Callable[..., "Outcome"]
 
 
-def raising(error: Exception) -> Callable[[str], None]:
+def raising(error: BaseException) -> Callable[[str], None]:
     def pipeline(_root: str) -> None:
         raise error
 
@@ -53,6 +53,11 @@ def test_a_run_that_has_a_log_logs_its_end(tmp_path: Path, capfd: pytest.Capture
     assert run(raising(OptionError("too late")), tmp_path) == 2
     assert (tmp_path / "run.log").read_text().endswith("ERROR: too late\n")
     assert capfd.readouterr().err.count("too late") == 1
+
+
+def test_an_interrupt_before_training_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(raising(KeyboardInterrupt()), tmp_path) == 130
+    assert capfd.readouterr() == ("", "interrupted\n")
 
 
 def test_other_errors_are_not_hidden(tmp_path: Path) -> None:

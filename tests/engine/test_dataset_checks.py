@@ -81,6 +81,40 @@ def test_single_images_are_a_fault_unless_they_are_to_be_skipped(
         assert_refused(outcome, "lq/a.png: cannot be read")
 
 
+def test_an_image_that_only_seems_whole_is_named(project: Project, pairs: Options, in_process: Run) -> None:
+    for file in (project.root / "gt").iterdir():
+        file.write_bytes(file.read_bytes()[:2000])
+    del pairs["datasets"]["val"]
+    outcome = in_process("train", pairs, "--check")
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]  # less what OpenCV says
+    assert_refused(outcome._replace(output="\n".join(lines)), "gt/[ab].png: cannot be decoded")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_all_that_is_wrong_with_a_dataset_is_said_at_once(
+    pairs: Options, aacl_options: Options, in_process: Run, own: bool
+) -> None:
+    options = aacl_options if own else pairs
+    del options["datasets"]["val"]
+    train = options["datasets"]["train"]
+    wrong = {"dataroot_gt": "nowhere", "gt_size": 30, "num_worker_per_gpu": "two", "gt_sze": 3}
+    options["datasets"]["train"] = train | wrong
+    outcome = in_process("train", options, "--check")
+    assert outcome.status == 2
+    begin = "dataset 'train'" if own else "datasets.train"
+    for expected in (
+        f"{begin}.dataroot_gt: 'nowhere' is missing or no folder",
+        f"{begin}.gt_size: 30, expected a multiple of scale 4",
+        "datasets.train.num_worker_per_gpu: 'two', expected a whole number in [0, 1024]",
+        "datasets.train.gt_sze: unknown key, ",
+    ):
+        assert outcome.output.count(expected) == 1, (expected, outcome.output)
+    options["datasets"]["train"] = train | {"gt_size": 30, "batch_size_per_gpu": 40000}
+    outcome = in_process("train", options, "--check")
+    assert outcome.output.count("expected a multiple of scale 4") == 1
+    assert "datasets.train.batch_size_per_gpu: 40000 in all, expected at most " in outcome.output
+
+
 @pytest.mark.parametrize("kind", ["folder", "link"])
 @pytest.mark.parametrize(
     ("root", "line"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class Hostile:
         (
             {"params": {"x": torch.zeros(1)}},
             {"strict_load_g": False},
-            "g.pth: nothing in it fits the network, expected",
+            "g.pth: fits 0 of the network's 14 tensors, 0.0% of its weights, expected at least 10%",
         ),
         ({"params": {}}, {"param_key_g": "params_em"}, "g.pth: holds no weights under 'params_em', expected one of"),
         (
@@ -120,8 +121,18 @@ def test_weights_of_which_some_fit(project: Project, pairs: Options, in_process:
     outcome = in_process("train", pairs, "--check")
     assert outcome.status == 0
     number = len(state)
-    line = f"g.pth: fits {number - 1} of the network's {number} tensors; the others begin at random"
-    assert f"warning: path.pretrain_network_g: {line}\n" in outcome.output
+    line = rf"g.pth: fits {number - 1} of the network's {number} tensors, \d\d.\d% of its weights; the others begin"
+    assert re.search(f"warning: path.pretrain_network_g: {line} at random\n", outcome.output)
+
+
+def test_weights_of_another_arch_do_not_fit(project: Project, pairs: Options, in_process: Run) -> None:
+    """Most archs begin and end with the same small layers."""
+    pairs["network_g"] |= {"num_feat": 64, "num_block": 2}
+    other = build("RRDBNet", num_in_ch=3, num_out_ch=3, num_feat=64, num_block=1, scale=4)
+    torch.save({"params": other.state_dict()}, project.root / "g.pth")
+    pairs["path"] = {"pretrain_network_g": "g.pth", "strict_load_g": False}
+    message = "g.pth: fits [1-9] of the network's [0-9]+ tensors, [0-9].[0-9]% of its weights, expected at least 10%"
+    assert_refused(in_process("train", pairs, "--check"), message)
 
 
 @pytest.mark.parametrize("value", [None, "missing"])

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
-from tests.engine.ended_runs import differences, last_checkpoints
+from tests.engine.ended_runs import differences, last_checkpoints, load
 from tests.engine.stock_options import gan, stock
 
 if TYPE_CHECKING:
@@ -146,6 +147,46 @@ def test_going_on_from_an_older_checkpoint_supersedes_the_newer_ones(
     resumed = in_process("train", options, "--auto_resume")
     assert resumed.status == 0, resumed.output
     assert "iter: 5." in resumed.output, "although the file names a state that has gone"
+    assert (states / "8.state_superseded").is_file()
+    options["logger"]["save_last_n"], options["train"]["total_iter"] = 2, END + 1
+    assert in_process("train", options, "--auto_resume").status == 0
+    assert sorted(file.name for file in states.iterdir()) == ["8.state", "9.state"]
+
+
+def test_other_networks_do_not_go_on_from_a_checkpoint(
+    project: Project, in_process: Run, ended: tuple[Options, Path]
+) -> None:
+    options, folder = ended
+    options["network_g"]["num_feat"] *= 2
+    options["train"]["total_iter"] += 1
+    before = sorted(folder.rglob("*"))
+    refused = in_process("train", options, "--auto_resume")
+    assert refused.status == 2
+    assert "training_states/8.state: its networks are not those of the options (path.pretrain_net" in refused.output
+    assert sorted(folder.rglob("*")) == before
+    assert project.experiments == ["tiny"]
+
+
+def test_optimisers_that_do_not_fit_are_named(in_process: Run, ended: tuple[Options, Path]) -> None:
+    options, folder = ended
+    file = folder / "training_states" / "8.state"
+    state = load(file)
+    del state["optimizers"][0]["param_groups"][0]["params"][0]
+    torch.save(state, file)
+    options["train"]["total_iter"] += 1
+    refused = in_process("train", options, "--auto_resume")
+    assert refused.status == 2
+    assert "training_states/8.state: its optimisers and schedules are not those of the options (" in refused.output
+
+
+def test_a_new_learning_rate_is_not_taken_and_that_is_said(in_process: Run, ended: tuple[Options, Path]) -> None:
+    options, _ = ended
+    options["train"]["optim_g"]["lr"] /= 4
+    options["train"]["total_iter"] += 1
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0
+    assert "8.state was saved with other options of training" in resumed.output
+    assert "Optimisers and schedules go on as 8.state has them, learning rates" in resumed.output
 
 
 def test_auto_resume_finds_the_run_from_any_folder(

@@ -41,12 +41,14 @@ def options_of(options: Options) -> Options:
 
 
 class Training:
-    """A training process, with its output in a file."""
+    """A training process, or several that torchrun starts, with the output in a file."""
 
-    def __init__(self, project: Project, file: Path, workers: int) -> None:
+    def __init__(self, project: Project, file: Path, workers: int, ranks: int = 1) -> None:
         self.output = project.root / f"{file.stem}.txt"
         environment = os.environ | {"PYTHONPATH": str(Path(bsr_plugins.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "tools/train.py", "-opt", str(file), "--auto_resume"]
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        command = [sys.executable, *launch, "tools/train.py", "-opt", str(file), "--auto_resume"]
+        command += ["--launcher", "pytorch"] if ranks > 1 else []
         command += ["--set", f"datasets:train:num_worker_per_gpu={workers}"]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(

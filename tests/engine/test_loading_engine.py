@@ -249,8 +249,11 @@ def test_silent_conversions_are_said_once(pair_folder: Path, tmp_path: Path, cap
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "WARNING" in line)
     assert "dataset 'photographs': among the first 6 files are 1 greyscale, 2 of 16 bits or more a channel; " in line
     build_train_loader(options(paired, pair_folder))
-    build_train_loader(options(ours, tmp_path))
+    build_train_loader(options(ours, pair_folder))
     assert "WARNING" not in capfd.readouterr().err
+    build_train_loader(options(ours, tmp_path))
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "WARNING" in line)
+    assert "among the first 3 files are 1 greyscale; they are read as RGB without alpha" in line
 
 
 def validation(opt: Batch, *blocks: Batch) -> Batch:

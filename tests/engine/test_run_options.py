@@ -138,7 +138,7 @@ def test_all_faults_are_listed_each_with_its_place(read: Read, project: Project,
         f"options.yml:{own['dataroot_gt: nowhere']}: dataset 'val'.dataroot_gt: 'nowhere' is missing or no folder",
         f"options.yml:{own['print_freq: 0.5']}: logger.print_freq: 0.5, expected a whole number at least 1",
         "--set path:resume_state=1.state: path.resume_state: 1.state: there is no such file",
-        "--set train:total_iter=no: train.total_iter: False, expected a whole number at least 1",
+        "--set train:total_iter=no: train.total_iter: False, expected a whole number in [1, 1000000000000]",
         "options.yml: --set train:lr: expected KEY=VALUE or KEY:KEY=VALUE",
     }
     assert len(found) == len(expected), found

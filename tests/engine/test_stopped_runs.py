@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,3 +104,48 @@ def test_a_launcher_may_pass_a_signal_on(
         time.sleep(0.01)
     assert training.process.wait(60) == 130, training.output.read_text()
     assert len(list((project.root / "experiments" / "tiny").glob("training_states/*.state"))) == 1
+
+
+VALIDATES_SLOWLY = """
+import time
+from pathlib import Path
+from bsr_plugins import engine
+from bsr_plugins.models import ReDSRModel
+
+feed_data = ReDSRModel.feed_data
+
+
+def slow_feed_data(self, data):
+    if "lq" in data:
+        print("measuring", flush=True)
+        time.sleep(2)
+    feed_data(self, data)
+
+
+ReDSRModel.feed_data = slow_feed_data
+if __name__ == "__main__":
+    raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_signal_breaks_a_validation_off(project: Project, redsr_options: Options, ranks: int, last: bool) -> None:
+    """A launcher gives its processes but little time."""
+    (project.root / "tools" / "train.py").write_text(VALIDATES_SLOWLY)
+    options = options_of(redsr_options, 2 if last else LONG)
+    options["val"]["val_freq"] = LONG if last else 2
+    options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    training = Training(project, project.write(options), 0, ranks)
+    assert training.wait_for(lambda: "measuring" in training.output.read_text()), training.output.read_text()
+    training.process.send_signal(signal.SIGTERM)
+    assert training.process.wait(60) == (143 if ranks == 1 else 1)
+    said = training.output.read_text()
+    assert "Stopped by SIGTERM after iteration 2; it is saved." in said
+    assert said.count("measuring") < photographs_of(options)
+    assert "# psnr" not in said
+    assert [file.name for file in project.root.glob("experiments/tiny/training_states/*")] == ["2.state"]
+
+
+def photographs_of(options: Options) -> int:
+    return len(list(Path(options["datasets"]["val"]["dataroot_gt"]).iterdir()))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsr_plugins.data.run_sampler import RunSampler
-from bsr_plugins.engine.dataset_checks import check_epochs
+from bsr_plugins.engine.dataset_parts import check_epochs
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.train_options import check_train_options
 from bsr_plugins.errors import OptionError
@@ -51,7 +51,10 @@ def test_a_perceptual_loss_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None
         ({"vgg_type": "vgg20"}, "train.perceptual_opt.vgg_type: unknown name 'vgg20'"),
         ({"layer_weights": {}}, "train.perceptual_opt.layer_weights: {}, expected layers with their weights"),
         ({"layer_weights": {"conv5_5": 1}}, "train.perceptual_opt.layer_weights: unknown name 'conv5_5'"),
-        ({"layer_weights": {"conv5_4": "x"}}, "train.perceptual_opt.layer_weights.conv5_4: 'x', expected a number"),
+        (
+            {"layer_weights": {"conv5_4": "x"}},
+            "train.perceptual_opt.layer_weights.conv5_4: 'x', expected a finite number",
+        ),
         ({"criterion": "l2"}, "train.perceptual_opt.criterion: unknown name 'l2', expected one of fro, l1"),
         ({"style_weight": -1}, "train.perceptual_opt.style_weight: -1, expected a number in [0, inf]"),
         ({"range_norm": 1}, "train.perceptual_opt.range_norm: 1, expected true or false"),

@@ -1,0 +1,88 @@
+"""What can be wrong with a dataset's block whatever else is: its folders, its patches, its batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from basicsr.utils.registry import DATASET_REGISTRY
+
+from bsr_plugins.data.demo import DEMO, demo_photographs
+from bsr_plugins.data.image_files import files_in_folder, images_in_lmdb
+from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
+from bsr_plugins.engine.faults import Faults, dotted
+from bsr_plugins.engine.image_sizes import files_of
+from bsr_plugins.engine.named_blocks import is_own, registered
+from bsr_plugins.engine.option_yaml import Place
+from bsr_plugins.errors import OptionError
+
+_ROOTS = ("dataroot_gt", "dataroot_lq")
+
+
+def check_parts(place: Place, dataset_opt: Mapping[str, Any], world_size: int, faults: Faults) -> None:
+    """Check each part of a block by itself, as a block with a fault in it cannot be checked as a whole.
+
+    Args:
+        place: The block's place.
+        dataset_opt: The block, of a dataset of BasicSR's or ours; those of others are passed over.
+        world_size: How many processes there are.
+        faults: Takes what is wrong besides what it has.
+    """
+    kind = registered(DATASET_REGISTRY, dataset_opt.get("type"))
+    if kind is None or not is_own(kind):
+        return
+    own = issubclass(kind, PairedDegradationDataset)
+    named = f"dataset '{dataset_opt.get('name')}'" if own else dotted(place)
+    images = []
+    for key in _ROOTS:
+        if dataset_opt.get(key) is not None and faults.free((*place, key), (*place, "io_backend")):
+            with faults.noted(*place):
+                images.append(_count(dataset_opt, key, f"{named}.{key}", own))
+    if faults.free((*place, "gt_size"), ("scale",)):
+        with faults.noted(*place):
+            _check_patches(dataset_opt, named)
+    keys = ("batch_size_per_gpu", "dataset_enlarge_ratio", *_ROOTS)
+    if images and dataset_opt["phase"] == "train" and faults.free(*((*place, key) for key in keys)):
+        with faults.noted(*place):
+            check_epochs(images[0], dotted(place), dataset_opt, world_size)
+
+
+def check_epochs(images: int, place: str, dataset_opt: Mapping[str, Any], world_size: int) -> None:
+    """Check that an epoch has enough images for a batch of all processes.
+
+    Args:
+        images: How many images the training dataset has.
+        place: Its place in the option file.
+        dataset_opt: Its block.
+        world_size: How many processes there are.
+
+    Raises:
+        OptionError: An epoch has not one whole batch.
+    """
+    batch, ratio = dataset_opt["batch_size_per_gpu"] * world_size, dataset_opt.get("dataset_enlarge_ratio", 1)
+    samples = math.ceil(images * ratio)
+    if samples < batch:
+        raise OptionError(
+            f"{place}.batch_size_per_gpu: {batch} in all, expected at most {samples}, as an epoch has {images} images, "
+            f"{ratio:g} times each; dataset_enlarge_ratio makes it longer"
+        )
+
+
+def _count(dataset_opt: Mapping[str, Any], key: str, where: str, own: bool) -> int:
+    """Count the images of a block's folders or LMDBs, none of which is opened."""
+    roots, backend = dataset_opt[key], dataset_opt.get("io_backend")
+    if isinstance(backend, Mapping) and backend.get("type") == "lmdb":
+        return sum(len(images_in_lmdb(root, where)) for root in (roots if isinstance(roots, list) else [roots]))
+    if not own:
+        return len(files_of(roots, where))
+    return sum(
+        len(demo_photographs(dataset_opt["phase"], where) if root == DEMO else files_in_folder(root, where))
+        for root in (roots if isinstance(roots, list) else [roots])
+    )
+
+
+def _check_patches(dataset_opt: Mapping[str, Any], named: str) -> None:
+    size, scale = dataset_opt.get("gt_size"), dataset_opt.get("scale")
+    if dataset_opt["phase"] == "train" and isinstance(size, int) and isinstance(scale, int) and size % scale:
+        raise OptionError(f"{named}.gt_size: {size}, expected a multiple of scale {scale}")
