@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from bsr_plugins.data.demo import DEMO, demo_photographs
@@ -13,10 +15,11 @@ from bsr_plugins.data.image_files import files_in_folder, images_in_lmdb
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.engine.faults import Faults, dotted
 from bsr_plugins.engine.image_sizes import files_of
-from bsr_plugins.engine.named_blocks import is_own, registered
+from bsr_plugins.engine.named_blocks import registered
 from bsr_plugins.engine.option_yaml import Place
 from bsr_plugins.errors import OptionError
 
+_OF_PLAIN_FOLDERS = (PairedImageDataset, SingleImageDataset)
 _ROOTS = ("dataroot_gt", "dataroot_lq")
 
 
@@ -25,14 +28,14 @@ def check_parts(place: Place, dataset_opt: Mapping[str, Any], world_size: int, f
 
     Args:
         place: The block's place.
-        dataset_opt: The block, of a dataset of BasicSR's or ours; those of others are passed over.
+        dataset_opt: The block; datasets of which it is not known what is in their folders are passed over.
         world_size: How many processes there are.
         faults: Takes what is wrong besides what it has.
     """
     kind = registered(DATASET_REGISTRY, dataset_opt.get("type"))
-    if kind is None or not is_own(kind):
+    own = kind is not None and issubclass(kind, PairedDegradationDataset)
+    if not own and kind not in _OF_PLAIN_FOLDERS:
         return
-    own = issubclass(kind, PairedDegradationDataset)
     named = f"dataset '{dataset_opt.get('name')}'" if own else dotted(place)
     images = []
     for key in _ROOTS:

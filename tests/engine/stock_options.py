@@ -38,5 +38,5 @@ def gan(options: Options) -> Options:
 
 def write_image(file: Path, height: int, width: int) -> None:
     """Write an image of noise, in a folder that is made if need be."""
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -115,6 +115,15 @@ def test_all_that_is_wrong_with_a_dataset_is_said_at_once(
     assert "datasets.train.batch_size_per_gpu: 40000 in all, expected at most " in outcome.output
 
 
+def test_folders_of_folders_are_no_fault(project: Project, pairs: Options, in_process: Run) -> None:
+    write_image(project.root / "clips" / "000" / "0.png", 48, 64)
+    video = {"type": "REDSDataset", "dataroot_gt": "clips", "dataroot_lq": "clips", "num_frame": "five"}
+    pairs["datasets"] = {"train": pairs["datasets"]["train"] | video}
+    outcome = in_process("train", pairs, "--check")
+    assert outcome.status == 2
+    assert "holds no image" not in outcome.output
+
+
 @pytest.mark.parametrize("kind", ["folder", "link"])
 @pytest.mark.parametrize(
     ("root", "line"),
