@@ -186,8 +186,7 @@ def use_networks(opt: dict[str, Any], found: Found) -> None:
     opt["path"]["resume_state"] = str(found.file)
     for name in wanted:
         opt["path"][f"pretrain_{_OPTION}{name}"] = str(found.networks[name])
-        if opt["path"].get(f"param_key_{name}", "params") in ("params_ema", None):
-            opt["path"][f"param_key_{name}"] = "params"
+        opt["path"][f"param_key_{name}"] = "params"  # as BasicSR's models save them, whatever they began with
 
 
 def _load(file: Path, models: Path, wanted: Collection[str]) -> Found:

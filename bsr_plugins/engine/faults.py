@@ -103,8 +103,9 @@ class Faults:
         if (keys[0],) in self._positions:
             return keys
         for number in range(len(keys) if block else 0):
-            if (*block, *keys[number:]) in self._positions:
-                return (*block, *keys[number:])
+            for end in range(len(keys), number, -1):
+                if (*block, *keys[number:end]) in self._positions:
+                    return (*block, *keys[number:end])
         return block or keys
 
     def _position(self, place: Place) -> str:

@@ -73,7 +73,8 @@ def check_set(opt: Mapping[str, Any], found: Found) -> None:
     resumed = {**opt, "path": dict(opt["path"])}
     use_networks(resumed, found)
     with random_states_kept():
-        for key in (f"network_{name}" for name in wanted_networks(opt)):
+        for name in wanted_networks(opt):
+            key, resumed["path"][f"strict_load_{name}"] = f"network_{name}", True  # a set is whole
             try:
                 check_weights(key, _build(key, opt), resumed["path"])
             except OptionError as error:

@@ -55,7 +55,7 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
             _check_cuda_model(opt, model)
     for key in _taken_unasked(opt, model):
         if opt.get(key) is None:
-            faults.at((key,), f"the key is missing, BasicSR's {model.__name__} needs it")
+            faults.at((key,), f"the key is missing, {model.__name__} needs it")
     seed, processes = opt["manual_seed"], opt["world_size"]
     if faults.free(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
         faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
@@ -82,25 +82,33 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
 
 def _check_cuda_model(opt: Mapping[str, Any], model: Any) -> None:
     """Check that a model of BasicSR into which CUDA is written gets a CUDA device, and batches that fill its queue."""
-    if model is None or not opt["is_train"] or not issubclass(model, RealESRNetModel | RealESRGANModel):
+    stock = _stock_of(model, "__init__") or _stock_of(model, "feed_data")
+    if stock is None or not opt["is_train"]:
         return
     if opt["num_gpu"] == 0:
-        raise OptionError(f"num_gpu: 0, expected a CUDA device, without which BasicSR's {model.__name__} does not run")
+        raise OptionError(f"num_gpu: 0, expected a CUDA device, without which BasicSR's {stock.__name__} does not run")
     queue, batch = opt.get("queue_size"), (opt["datasets"].get("train") or {}).get("batch_size_per_gpu")
     if isinstance(queue, int) and isinstance(batch, int) and batch > 0 and queue % batch:
         raise OptionError(f"queue_size: {queue}, expected a multiple of batch_size_per_gpu, which is {batch}")
 
 
 def _taken_unasked(opt: Mapping[str, Any], model: Any) -> Iterator[str]:
-    """Yield the keys at the top without which BasicSR's Real-ESRGAN models fail at the first batch."""
-    if model is None or not opt["is_train"] or not issubclass(model, RealESRNetModel | RealESRGANModel):
+    """Yield the keys at the top without which the code of BasicSR's Real-ESRGAN models fails at the first batch."""
+    if not opt["is_train"]:
         return
-    if issubclass(model, RealESRGANModel):
+    if _stock_of(model, "optimize_parameters") is RealESRGANModel:
         yield from ("l1_gt_usm", "percep_gt_usm", "gan_gt_usm")
-    if not opt.get("high_order_degradation", True):
+    stock = _stock_of(model, "feed_data")
+    if stock is None or not opt.get("high_order_degradation", True):
         return
-    yield from ("gt_size", "second_blur_prob", *(("gt_usm",) if issubclass(model, RealESRNetModel) else ()))
+    yield from ("gt_size", "second_blur_prob", *(("gt_usm",) if stock is RealESRNetModel else ()))
     yield from (f"{key}{stage}" for stage in ("", "2") for key in _REAL_ESRGAN_STAGE)
+
+
+def _stock_of(model: Any, method: str) -> Any:
+    """Return which of BasicSR's Real-ESRGAN models a model has its own method from, or None."""
+    own = (stock for stock in (RealESRNetModel, RealESRGANModel) if method in vars(stock))
+    return next((stock for stock in own if getattr(model, method, None) is getattr(stock, method)), None)
 
 
 def _check_scale(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:

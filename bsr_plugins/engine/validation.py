@@ -81,8 +81,8 @@ def validate(
         current_iter: The iteration, or what stands for it.
         tb_logger: Where metrics are logged besides, on rank 0.
         save_img: Whether to save the images.
-        stopping: Asked between images on every rank; where it says so on one, all break off, and nothing is concluded.
-            A validation of the model's own is not broken off.
+        stopping: Asked between images on every rank: one on which it says so breaks off, the others finish their share
+            unless it does there too, and nothing is concluded. A validation of the model's own is not broken off.
 
     Returns:
         Whether it came to its end.

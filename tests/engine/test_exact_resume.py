@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from tests.engine.ended_runs import differences, last_checkpoints, load
 from tests.engine.stock_options import gan, stock
@@ -153,10 +154,28 @@ def test_going_on_from_an_older_checkpoint_supersedes_the_newer_ones(
     assert sorted(file.name for file in states.iterdir()) == ["8.state", "9.state"]
 
 
+def test_a_run_that_began_from_weights_under_another_key_goes_on(
+    project: Project, redsr_options: Options, in_process: Run, paired: Options
+) -> None:
+    options = prepared(stock(redsr_options, paired), STOP)
+    options["train"]["ema_decay"] = 0
+    state = ARCH_REGISTRY.get("MSRResNet")(
+        **{k: v for k, v in options["network_g"].items() if k != "type"}
+    ).state_dict()
+    torch.save({"model": state}, project.root / "given.pth")
+    options["path"] |= {"pretrain_network_g": "given.pth", "param_key_g": "model"}
+    assert in_process("train", options).status == 0
+    options["train"]["total_iter"] = END
+    resumed = in_process("train", options, "--auto_resume")
+    assert resumed.status == 0, resumed.output
+
+
+@pytest.mark.parametrize("strict", [True, False])
 def test_other_networks_do_not_go_on_from_a_checkpoint(
-    project: Project, in_process: Run, ended: tuple[Options, Path]
+    project: Project, in_process: Run, ended: tuple[Options, Path], strict: bool
 ) -> None:
     options, folder = ended
+    options["path"]["strict_load_g"] = strict
     options["network_g"]["num_feat"] *= 2
     options["train"]["total_iter"] += 1
     before = sorted(folder.rglob("*"))

@@ -17,6 +17,8 @@ POSITIONS = {
     ("datasets",): "a.yml:5",
     ("datasets", "val"): "a.yml:6",
     ("datasets", "val", "gt_size"): "a.yml:7",
+    ("datasets", "val", "type"): "a.yml:8",
+    ("datasets", "val", "backend"): "a.yml:9",
 }
 
 
@@ -34,6 +36,7 @@ def faults() -> Faults:
         ("network_g: missing", (), "a.yml: network_g: missing"),
         ("dataset 'v'.gt_size: 5", ("datasets", "val"), "a.yml:7: dataset 'v'.gt_size: 5"),
         ("dataset 'v'.root: 5", ("datasets", "val"), "a.yml:6: dataset 'v'.root: 5"),
+        ("dataset 'v'.backend.type: 5", ("datasets", "val"), "a.yml:9: dataset 'v'.backend.type: 5"),
         ("Loss.gt_size: 5", ("datasets", "val"), "a.yml:7: Loss.gt_size: 5"),
         ("train.lr: 5", ("datasets", "val"), "b.yml:2: train.lr: 5"),
         ("c.png: is small", ("datasets", "val"), "a.yml:6: c.png: is small"),
