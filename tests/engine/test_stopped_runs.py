@@ -128,8 +128,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("ranks", "last"), [(2, False), (1, True)])
 def test_a_signal_breaks_a_validation_off(project: Project, redsr_options: Options, ranks: int, last: bool) -> None:
     """A launcher gives its processes but little time."""
     (project.root / "tools" / "train.py").write_text(VALIDATES_SLOWLY)
