@@ -124,8 +124,7 @@ class PatchOptions(ImageOptions):
         super().__post_init__()
         self._one_of("degrade_on", self.degrade_on, DEGRADE_ON)
         integer(self.gt_size, self.where("gt_size"), low=1)
-        if self.gt_size % self.scale:
-            raise OptionError(f"{self.where('gt_size')}: {self.gt_size}, expected a multiple of scale {self.scale}")
+        check_patch_size(self.gt_size, self.scale, self.where("gt_size"))
         integer(self.calibration_images, self.where("calibration_images"), low=1)
         self._one_of("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
         self._boolean("use_hflip")
@@ -190,6 +189,21 @@ class PatchOptions(ImageOptions):
             raise BadImageError(
                 f"{image.path}: is {image.width}x{image.height}, expected both sides at least gt_size {self.gt_size}"
             )
+
+
+def check_patch_size(gt_size: int, scale: int, where: str) -> None:
+    """Check that HR patches can be made of whole LR pixels.
+
+    Args:
+        gt_size: Pixels a side of the HR patches.
+        scale: How many of them one LR pixel stands for.
+        where: The option that names the size, for messages.
+
+    Raises:
+        OptionError: They cannot.
+    """
+    if gt_size % scale:
+        raise OptionError(f"{where}: {gt_size}, expected a multiple of scale {scale}")
 
 
 def _path_of(images: Sequence[ImageFile], number: int, _error: BadImageError) -> str:

@@ -13,7 +13,7 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 
-from bsr_plugins.data.dataset_options import PatchOptions, read_options
+from bsr_plugins.data.dataset_options import PatchOptions, check_patch_size, read_options
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.data.whole_images import WholeImages
@@ -206,10 +206,8 @@ def _check_pair_options(place: str, dataset_opt: Mapping[str, Any]) -> None:
     for key in ("dataroot_gt", "dataroot_lq", *(("gt_size", "use_hflip", "use_rot") if training else ()), "scale"):
         if dataset_opt.get(key) is None:
             raise OptionError(f"{place}.{key}: the key is missing")
-    if training and dataset_opt["gt_size"] % dataset_opt["scale"]:
-        raise OptionError(
-            f"{place}.gt_size: {dataset_opt['gt_size']}, expected a multiple of scale {dataset_opt['scale']}"
-        )
+    if training:
+        check_patch_size(dataset_opt["gt_size"], dataset_opt["scale"], f"{place}.gt_size")
     if not isinstance(template, str) or "{}" not in template or set("{}") & set(template.replace("{}", "", 1)):
         raise OptionError(f"{place}.filename_tmpl: {template!r}, expected text that holds '{{}}' once, as '{{}}x4'")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from bsr_plugins.data.dataset_options import check_patch_size
 from bsr_plugins.data.demo import DEMO, demo_photographs
 from bsr_plugins.data.image_files import files_in_folder, images_in_lmdb
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
@@ -42,11 +44,14 @@ def check_parts(place: Place, dataset_opt: Mapping[str, Any], world_size: int, f
         if dataset_opt.get(key) is not None and faults.free((*place, key), (*place, "io_backend")):
             with faults.noted(*place):
                 images.append(_count(dataset_opt, key, f"{named}.{key}", own))
-    if faults.free((*place, "gt_size"), ("scale",)):
+    if dataset_opt["phase"] != "train":
+        return
+    size, scale = dataset_opt.get("gt_size"), dataset_opt.get("scale")
+    if isinstance(size, int) and isinstance(scale, int) and faults.free((*place, "gt_size"), ("scale",)):
         with faults.noted(*place):
-            _check_patches(dataset_opt, named)
+            check_patch_size(size, scale, f"{named}.gt_size")
     keys = ("batch_size_per_gpu", "dataset_enlarge_ratio", *_ROOTS)
-    if images and dataset_opt["phase"] == "train" and faults.free(*((*place, key) for key in keys)):
+    if images and faults.free(*((*place, key) for key in keys)):
         with faults.noted(*place):
             check_epochs(images[0], dotted(place), dataset_opt, world_size)
 
@@ -73,19 +78,17 @@ def check_epochs(images: int, place: str, dataset_opt: Mapping[str, Any], world_
 
 
 def _count(dataset_opt: Mapping[str, Any], key: str, where: str, own: bool) -> int:
-    """Count the images of a block's folders or LMDBs, none of which is opened."""
+    """Count the images of a block's folders or LMDBs; no image is opened."""
     roots, backend = dataset_opt[key], dataset_opt.get("io_backend")
+    find: Callable[[Any, str], Sized]
     if isinstance(backend, Mapping) and backend.get("type") == "lmdb":
-        return sum(len(images_in_lmdb(root, where)) for root in (roots if isinstance(roots, list) else [roots]))
-    if not own:
+        find = images_in_lmdb
+    elif own:
+        find = partial(_files_of_ours, dataset_opt["phase"])
+    else:
         return len(files_of(roots, where))
-    return sum(
-        len(demo_photographs(dataset_opt["phase"], where) if root == DEMO else files_in_folder(root, where))
-        for root in (roots if isinstance(roots, list) else [roots])
-    )
+    return sum(len(find(root, where)) for root in (roots if isinstance(roots, list) else [roots]))
 
 
-def _check_patches(dataset_opt: Mapping[str, Any], named: str) -> None:
-    size, scale = dataset_opt.get("gt_size"), dataset_opt.get("scale")
-    if dataset_opt["phase"] == "train" and isinstance(size, int) and isinstance(scale, int) and size % scale:
-        raise OptionError(f"{named}.gt_size: {size}, expected a multiple of scale {scale}")
+def _files_of_ours(phase: str, root: str, where: str) -> Sized:
+    return demo_photographs(phase, where) if root == DEMO else files_in_folder(root, where)

@@ -19,7 +19,6 @@ MAX_SEED = (1 << 32) - 1
 _MAX_WORKERS = 1024
 _MAX_ITERATIONS = 10**12  # of which BasicSR can still say how long they will take
 _MAX_PORT = (1 << 16) - 1
-_FREE = "free"
 Check = Callable[[Any, str], Any]
 
 _BLOCKS: tuple[Place, ...] = (

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def train_pipeline(root_path: str) -> None:
     torch.backends.cudnn.benchmark = True
     found, passed_over = find_checkpoint(opt, ranks)
     if found is not None:
-        check_set(opt, found)
+        ranks.of_first(partial(check_set, opt, found))
     make_folders(run, root_path, fresh=found is None)
     ranks.barrier()
     with RunLog(opt, "train", root_path, 0 if found is None else found.iteration) as log:
@@ -237,7 +238,7 @@ class TrainingRun:
             self.log.logger.warning(remark)
         try:
             self.model.resume_training(found.state)
-        except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, KeyError, ValueError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise BSRError(
                 f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "

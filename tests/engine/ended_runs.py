@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_OWN = "bsr_plugins"  # where a checkpoint says which run it is of; runs that are compared differ in that
+from tests.engine.tiny_training import KEY
 
 
 def last_checkpoints(root: Path, name: str = "tiny") -> dict[str, Any]:
@@ -16,7 +16,7 @@ def last_checkpoints(root: Path, name: str = "tiny") -> dict[str, Any]:
     folder = root / "experiments" / name
     last = max(int(file.stem) for file in (folder / "training_states").glob("*.state"))
     state = load(folder / "training_states" / f"{last}.state")
-    kept = {"state": state, "extras": state[_OWN]["extras"]}
+    kept = {"state": state, "extras": state[KEY]["extras"]}
     for when in (last, "latest"):
         for file in sorted((folder / "models").glob(f"net_*_{when}.pth")):
             kept[file.name] = load(file)
@@ -30,8 +30,8 @@ def load(file: Path) -> Any:
 
 
 def without_identity(content: Any) -> Any:
-    """Leave out of a checkpoint which run it is of."""
-    return {key: value for key, value in content.items() if key != _OWN}
+    """Leave out of a checkpoint which run it is of, in which runs that are compared differ."""
+    return {key: value for key, value in content.items() if key != KEY}
 
 
 def differences(one: Any, other: Any, place: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from basicsr.losses.basic_loss import L1Loss
+from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import LOSS_REGISTRY, MODEL_REGISTRY
@@ -47,15 +48,18 @@ def test_a_discriminator_takes_the_patches(options: Options, in_process: Run) ->
     assert "network_d: cannot be run on an image of 32x32 pixels" in line
 
 
-def test_models_with_cuda_in_their_code_need_it(options: Options, in_process: Run) -> None:
-    options |= {"model_type": "RealESRNetModel"}
+@pytest.mark.parametrize(("model", "number"), [(RealESRNetModel, 17), (RealESRGANModel, 19)])
+def test_models_with_cuda_in_their_code_need_it(options: Options, in_process: Run, model: type, number: int) -> None:
+    options |= {"model_type": model.__name__}
     outcome = in_process("train", options, "--check")
     assert outcome.status == 2
-    assert "num_gpu: 0, expected a CUDA device, without which BasicSR's RealESRNetModel does not run" in outcome.output
-    taken = {*re.findall(r"self\.opt\['(\w+)'\]", inspect.getsource(RealESRNetModel))} - {"scale"}
-    assert len(taken) == 17
+    assert (
+        f"num_gpu: 0, expected a CUDA device, without which BasicSR's {model.__name__} does not run" in outcome.output
+    )
+    taken = {*re.findall(r"self\.opt\['(\w+)'\]", inspect.getsource(model))} - {"scale"}
+    assert len(taken) == number
     for key in taken:
-        assert f": {key}: the key is missing, RealESRNetModel needs it\n" in outcome.output
+        assert f": {key}: the key is missing, {model.__name__} needs it\n" in outcome.output
 
 
 class TameModel(RealESRNetModel):  # type: ignore[misc]  # BasicSR carries no annotations

@@ -138,7 +138,8 @@ def test_a_signal_breaks_a_validation_off(project: Project, redsr_options: Optio
     training = Training(project, project.write(options), 0, ranks)
     assert training.wait_for(lambda: "measuring" in training.output.read_text()), training.output.read_text()
     training.process.send_signal(signal.SIGTERM)
-    assert training.process.wait(60) == (143 if ranks == 1 else 1)
+    status = training.process.wait(60)
+    assert status == 143 if ranks == 1 else status != 0, "torchrun has one of its own"
     said = training.output.read_text()
     assert "Stopped by SIGTERM after iteration 2; it is saved." in said
     assert said.count("measuring") < photographs_of(options)
