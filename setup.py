@@ -26,6 +26,7 @@ INSTALL = [
     "lpips",
     "numpy>=1.21.2",  # the first with wheels for Python 3.10; numpy.typing.NDArray is from 1.21
     "opencv-python>=4.8.1.78",  # before it, reading a crafted WebP image can run its code: CVE-2023-4863
+    "pydantic>=2.7",
     "pyyaml>=6.0",  # the first with wheels for Python 3.10
 ]
 ANALYSIS = ["matplotlib", "scikit-learn"]

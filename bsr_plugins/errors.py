@@ -11,7 +11,23 @@ class BSRError(ValueError):
 
 
 class OptionError(BSRError):
-    """An option file asks for something that cannot be."""
+    """Options ask for something that cannot be.
+
+    Args:
+        lines: What is wrong, one line each. A line begins with the key (`num_feat: 0, expected …`); whoever built the
+            object from a block of options puts the block's place in front (see `blocks.placed`).
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is wrong, one line each."""
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class BadImageError(BSRError):

@@ -1,4 +1,4 @@
-"""Put classes into BasicSR's registries."""
+"""Put classes and functions into registries: BasicSR's, and those of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bsr_plugins.errors import BSRError
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-class Registry(Protocol):
+class BasicSRRegistry(Protocol):
     """The part of BasicSR's `Registry` that is used here."""
 
     _name: str
@@ -21,7 +21,39 @@ class Registry(Protocol):
         """Put `obj` in under its name."""
 
 
-def register(registry: Registry) -> Callable[[T], T]:
+class Registry(dict[str, T]):
+    """What option files may name in one place, e.g. samplers; filled by decorators, from outside the package too.
+
+    Args:
+        what: What they are, for messages, e.g. `sampler`.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Register a class or function under a name; the same one may be registered again, as by a reload.
+
+        Raises:
+            BSRError: Another one has the name.
+        """
+
+        def add(obj: T) -> T:
+            holder = self.get(name)
+            if holder is not None and _origin(holder) != _origin(obj):
+                raise BSRError(f"the {self.what} '{name}' is there already ({'.'.join(_origin(holder))})")
+            self[name] = obj
+            return obj
+
+        return add
+
+
+def _origin(obj: Callable[..., Any]) -> tuple[str, str]:
+    return obj.__module__, obj.__qualname__
+
+
+def register(registry: BasicSRRegistry) -> Callable[[T], T]:
     """Register a class or function under its own name, as `@REGISTRY.register()` does.
 
     BasicSR's own decorator fails with a bare assertion on a name that is taken. This one replaces what an earlier
@@ -35,7 +67,7 @@ def register(registry: Registry) -> Callable[[T], T]:
         holder = registry._obj_map.get(obj.__name__)
         if holder is None:
             registry.register(obj)
-        elif (holder.__module__, holder.__qualname__) == (obj.__module__, obj.__qualname__):
+        elif _origin(holder) == _origin(obj):
             registry._obj_map[obj.__name__] = obj
         else:
             file = getattr(sys.modules.get(holder.__module__), "__file__", None)

@@ -11,8 +11,8 @@ from torch import Tensor
 from bsr_plugins.archs.aacl_backbones import BACKBONES, BackboneShape
 from bsr_plugins.archs.contrastive_encoder_arch import ContrastiveEncoder
 from bsr_plugins.archs.representation_net import RepresentationNet
+from bsr_plugins.blocks import integer, number
 from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.options import integer, number
 from bsr_plugins.registration import register
 
 _UPSCALES = (2, 3, 4)

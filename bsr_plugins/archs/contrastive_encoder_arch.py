@@ -6,7 +6,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.options import integer, number
+from bsr_plugins.blocks import integer, number
 from bsr_plugins.registration import register
 
 _LAYERS = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # width in units of num_feat, stride

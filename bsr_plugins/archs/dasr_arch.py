@@ -11,7 +11,7 @@ from bsr_plugins.archs.contrastive_encoder_arch import ContrastiveEncoder
 from bsr_plugins.archs.da_conv import DAShape
 from bsr_plugins.archs.degradation_aware_net import DegradationAwareNet, NetShape
 from bsr_plugins.archs.representation_net import RepresentationNet
-from bsr_plugins.options import integer, number
+from bsr_plugins.blocks import integer, number
 from bsr_plugins.registration import register
 
 _NEGATIVE_SLOPE = 0.1

@@ -10,8 +10,8 @@ from basicsr.archs.ridnet_arch import MeanShift
 from torch import Tensor, nn
 
 from bsr_plugins.archs.da_conv import DAG, DAShape
+from bsr_plugins.blocks import integer
 from bsr_plugins.errors import OptionError
-from bsr_plugins.options import integer
 
 UPSCALES = (2, 3, 4)
 _CHANNELS = 3

@@ -11,8 +11,8 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bsr_plugins.blocks import build_from_block, integer, number
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import build_from_block, integer, number
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
 from bsr_plugins.whole_batch import gather_batch

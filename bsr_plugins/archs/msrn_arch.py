@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsr_plugins.archs.degradation_aware_net import check_upscale
+from bsr_plugins.blocks import integer, number
 from bsr_plugins.errors import OptionError
-from bsr_plugins.options import integer, number
 from bsr_plugins.registration import register
 
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)

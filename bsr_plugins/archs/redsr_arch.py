@@ -12,8 +12,8 @@ from bsr_plugins.archs.da_conv import DAShape
 from bsr_plugins.archs.degradation_aware_net import DegradationAwareNet, NetShape
 from bsr_plugins.archs.redsr_encoder_arch import OracleEncoder, ReDSREncoder
 from bsr_plugins.archs.representation_net import RepresentationNet
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 
 _RGB_RANGE = 1.0

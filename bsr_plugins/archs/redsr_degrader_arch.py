@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from bsr_plugins.archs.da_conv import DAB, DAShape
 from bsr_plugins.archs.degradation_aware_net import check_upscale
+from bsr_plugins.blocks import integer
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import integer
 from bsr_plugins.registration import register
 
 _BLOCKS = 3

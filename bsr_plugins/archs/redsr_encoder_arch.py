@@ -7,8 +7,8 @@ from itertools import pairwise
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import integer
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import integer
 from bsr_plugins.registration import register
 
 _REDUCING = (4, 2, 1)  # taps, stride, padding

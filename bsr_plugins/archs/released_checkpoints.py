@@ -21,8 +21,8 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import build_from_block, integer
 from bsr_plugins.safe_loading import load_safely
 
 T = TypeVar("T")

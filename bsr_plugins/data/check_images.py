@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from bsr_plugins.blocks import integer
 from bsr_plugins.data.decode import DepthError, Pixels, decode
 from bsr_plugins.data.image_files import (
     ENDINGS,
@@ -25,7 +26,6 @@ from bsr_plugins.data.image_reading import read_bytes
 from bsr_plugins.data.unusual_images import HEADER_ERRORS, kinds_of_image
 from bsr_plugins.data.worker_pool import worker_pool
 from bsr_plugins.errors import BadImageError, OptionError
-from bsr_plugins.options import integer
 
 _LISTED = 5
 

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bsr_plugins.blocks import call_with, integer
 from bsr_plugins.data.bad_images import ON_BAD_IMAGE, Replacement
 from bsr_plugins.data.image_files import BACKENDS, ImageFile, find_images
 from bsr_plugins.degradations import Degradation, build_degradation
 from bsr_plugins.errors import BadImageError, OptionError, unknown_key, unknown_name
-from bsr_plugins.options import call_with, integer
 
 PHASES = ("train", "val", "test")
 DEGRADE_ON = ("worker", "device")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import bsr_plugins
+from bsr_plugins.blocks import integer
 from bsr_plugins.data.dataset_options import WholeImageOptions
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.data.demo import DEMO
@@ -24,7 +25,6 @@ from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.data.worker_pool import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import integer
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"

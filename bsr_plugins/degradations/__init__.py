@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.degradations.base import Degradation, Params
 from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
 from bsr_plugins.degradations.distance import Alignment, degraded_distance, sigma_align
@@ -17,7 +18,6 @@ from bsr_plugins.degradations.protocols import (
 )
 from bsr_plugins.degradations.second_order import SecondOrderDegradation
 from bsr_plugins.errors import OptionError
-from bsr_plugins.options import build_from_block
 
 __all__ = [
     "DEGRADATIONS",

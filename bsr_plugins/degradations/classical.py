@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsr_plugins.blocks import boolean, integer
 from bsr_plugins.degradations.base import Degradation, Params
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
 from bsr_plugins.degradations.distance import degraded_distance
@@ -18,7 +19,6 @@ from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
-from bsr_plugins.options import boolean, integer
 from bsr_plugins.precision import at_least_float32
 
 _NAMES = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", "noise_seed")

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsr_plugins.blocks import build_from_block, integer, number
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import build_from_block, integer, number
 
 Ranges = Sequence[tuple[float, float]]
 

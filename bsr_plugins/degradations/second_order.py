@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsr_plugins.blocks import boolean, integer
 from bsr_plugins.degradations.base import Degradation, Params
 from bsr_plugins.degradations.noise import GREY_LEVELS
 from bsr_plugins.degradations.resize import bicubic_resize
@@ -25,7 +26,6 @@ from bsr_plugins.degradations.second_order_stages import (
 )
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import boolean, integer
 from bsr_plugins.precision import at_least_float32
 
 _BLURS = ("first", "second", "final")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from bsr_plugins.blocks import call_with, integer, interval, number
 from bsr_plugins.errors import OptionError, unknown_key, unknown_name
-from bsr_plugins.options import call_with, integer, interval, number
 
 Range = tuple[float, float]
 Sizes = tuple[int, int]

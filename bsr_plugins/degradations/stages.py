@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bsr_plugins.blocks import call_with, interval
 from bsr_plugins.degradations.samplers import Sampler, UniformSampler, build_sampler
 from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.options import call_with, interval
 
 Block = str | Mapping[str, Any]
 Range = tuple[float, float]

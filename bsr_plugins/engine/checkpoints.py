@@ -14,11 +14,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 
 from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder, unused
+from bsr_plugins.blocks import integer
 from bsr_plugins.engine.checkpoint_contents import caught, own_methods, plain
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.engine.checkpoint_sets import SUPERSEDED, RunFolders
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import integer
 from bsr_plugins.safe_loading import load_safely
 
 _LATEST = -1  # what BasicSR's models take for the epoch and the iteration of the networks at the end

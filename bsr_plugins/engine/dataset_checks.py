@@ -13,6 +13,7 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from bsr_plugins.blocks import check_arguments
 from bsr_plugins.data.dataset_options import PatchOptions, check_patch_size, read_options
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset
@@ -25,7 +26,6 @@ from bsr_plugins.engine.named_blocks import is_own, registered
 from bsr_plugins.engine.trial import memory_bytes
 from bsr_plugins.errors import BadImageError, BSRError, OptionError, did_you_mean, unknown_key, unknown_name
 from bsr_plugins.models.blind_sr_model import BlindSRModel
-from bsr_plugins.options import check_arguments
 
 _BYTES_A_NUMBER = 4
 _BYTES_A_PLACE = 64  # of an epoch's order

@@ -11,22 +11,7 @@ from bsr_plugins.errors import BSRError, OptionError
 
 
 class OptionFaults(OptionError):
-    """Options have faults; the message has a line for each.
-
-    Args:
-        lines: What is wrong, one line each.
-    """
-
-    def __init__(self, *lines: str) -> None:
-        super().__init__(*lines)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What is wrong, one line each."""
-        return self.args
-
-    def __str__(self) -> str:
-        return "\n".join(self.args)
+    """The options of a run have faults; every line has its file and line."""
 
 
 def dotted(place: Place) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from bsr_plugins.blocks import boolean, integer, number
 from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import boolean, integer, number
 
 DEFAULT_MAX_NONFINITE_STEPS = 10
 _FILE_KEYS = ("gt_path", "lq_path")

@@ -9,8 +9,8 @@ from typing import Any
 from basicsr.archs.vgg_arch import NAMES, VGG_PRETRAIN_PATH, insert_bn
 from torchvision.models import get_model_weights
 
+from bsr_plugins.blocks import boolean, number
 from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.options import boolean, number
 from bsr_plugins.torch_cache import cached_file, download
 
 _CRITERIA = ("l1", "fro")  # BasicSR's l2 names a class that torch has not

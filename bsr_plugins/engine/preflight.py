@@ -15,6 +15,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
+from bsr_plugins.blocks import integer
 from bsr_plugins.degradations import build_degradation
 from bsr_plugins.engine.dataset_checks import check_datasets
 from bsr_plugins.engine.faults import Faults
@@ -27,7 +28,6 @@ from bsr_plugins.engine.train_options import check_train_options
 from bsr_plugins.engine.validation_options import check_validation
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
-from bsr_plugins.options import integer
 from bsr_plugins.random_states import random_states_kept
 
 _BASICSR = "basicsr"

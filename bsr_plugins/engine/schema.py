@@ -7,11 +7,11 @@ from typing import Any
 
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY
 
+from bsr_plugins.blocks import boolean, integer, number
 from bsr_plugins.engine.faults import Faults, dotted
 from bsr_plugins.engine.named_blocks import is_own, registered
 from bsr_plugins.engine.option_yaml import Place
 from bsr_plugins.errors import OptionError, did_you_mean
-from bsr_plugins.options import boolean, integer, number
 
 MAX_SEED = (1 << 32) - 1
 """NumPy's greatest seed; every process adds its rank to `manual_seed`."""

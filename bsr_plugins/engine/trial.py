@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bsr_plugins.archs import RepresentationNet
+from bsr_plugins.blocks import call_with
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.options import call_with
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import integer, number
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 from bsr_plugins.losses.alignment_distance import SpatialDistance, Weights, pooled_distance
-from bsr_plugins.options import integer, number
 from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch

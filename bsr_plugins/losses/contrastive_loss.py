@@ -7,7 +7,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.options import number
+from bsr_plugins.blocks import number
 from bsr_plugins.registration import register
 
 _LOWEST_TEMPERATURE = 1e-4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import number
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import number
 from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 

@@ -9,8 +9,8 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import boolean, integer, number
 from bsr_plugins.errors import BSRError, unknown_name
-from bsr_plugins.options import boolean, integer, number
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch
 

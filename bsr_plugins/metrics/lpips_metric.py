@@ -17,8 +17,8 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights, WeightsEnum
 
+from bsr_plugins.blocks import check_arguments, integer
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
-from bsr_plugins.options import check_arguments, integer
 from bsr_plugins.registration import register
 from bsr_plugins.safe_loading import load_safely
 from bsr_plugins.torch_cache import cached_file, download

@@ -9,10 +9,10 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
+from bsr_plugins.blocks import call_with, integer, number
 from bsr_plugins.degradations import Params, degraded_distance, sigma_align
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.contrastive_model import ContrastiveModel
-from bsr_plugins.options import call_with, integer, number
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch
 

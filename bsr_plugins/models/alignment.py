@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import call_with
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import AlignmentLoss
 from bsr_plugins.models.drawn_params import Draw
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.loss_kinds import check_loss_kind
-from bsr_plugins.options import call_with
 
 TAPPING = ("align_opt", "dropout", "tap_layer")
 TRIAL_BATCH = 2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.atomic_file import write_atomically
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.data.calibration_patches import calibration_patches
 from bsr_plugins.degradations import Degradation, Params, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
@@ -24,7 +25,6 @@ from bsr_plugins.models.alignment import check_alignment, first_half, join, tapp
 from bsr_plugins.models.loss_kinds import check_batch, check_image_loss, check_loss_kind
 from bsr_plugins.models.whole_batch_model import WholeBatchModel
 from bsr_plugins.models.window_padding import super_resolve
-from bsr_plugins.options import build_from_block
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch
 

@@ -10,12 +10,12 @@ from mmengine.dist import all_reduce_params
 from torch import Tensor, nn
 
 from bsr_plugins.archs import MoCo
+from bsr_plugins.blocks import call_with, integer, number
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import InfoNCELoss
 from bsr_plugins.metrics.representation import embedding_spread
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.models.loss_kinds import check_loss_kind
-from bsr_plugins.options import call_with, integer, number
 from bsr_plugins.whole_batch import gather_batch
 
 

@@ -10,9 +10,9 @@ from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.losses import KLDivergenceLoss
-from bsr_plugins.options import build_from_block
 
 _SIDE = 8  # of the images that a loss is tried on
 

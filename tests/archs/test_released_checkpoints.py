@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bsr_plugins.archs import DASR, MoCo, ReDSR, ReDSRDegrader
 from bsr_plugins.archs.released_checkpoints import convert, convert_back
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import BSRError
-from bsr_plugins.options import build_from_block
 from tests.archs import released_networks as released
 from tests.archs.released_networks import Hostile, assert_same_file, tensors_of, written
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsr_plugins.blocks import boolean, build_from_block, call_with, check_arguments, integer, interval, number
 from bsr_plugins.errors import OptionError
-from bsr_plugins.options import boolean, build_from_block, call_with, check_arguments, integer, interval, number
 
 
 class Loss:

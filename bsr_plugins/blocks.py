@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from bsr_plugins.errors import OptionError, unknown_key, unknown_name
@@ -37,10 +38,22 @@ def call_with(factory: Callable[..., T], arguments: Mapping[str, Any], where: st
     """Call `factory` with arguments that come from an option file.
 
     Raises:
-        OptionError: See `check_arguments`.
+        OptionError: See `check_arguments`; or the factory refuses an argument, which it names alone (`num_feat: 0, …`).
     """
     check_arguments(factory, arguments, where)
-    return factory(**arguments)
+    with placed(where):
+        return factory(**arguments)
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Put a block's place before what a constructor says of its arguments: `num_feat: …` to `network_g.num_feat: …`."""
+    try:
+        yield
+    except OptionError as error:
+        # Constructors that still name their own place are left as they are.
+        lines = (line if line.startswith((f"{where}.", f"{where}:")) else f"{where}.{line}" for line in error.lines)
+        raise OptionError(*lines) from error
 
 
 def check_arguments(factory: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
