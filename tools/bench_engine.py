@@ -29,6 +29,7 @@ import basicsr.train
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from bsr_plugins import engine
+from bsr_plugins.engine.inheritance import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES: dict[str, Callable[[str], None]] = {
@@ -43,7 +44,7 @@ MOMENTS = "moments.json"
 def options_of(run: str, iterations: int, batch_size: int) -> dict[str, Any]:
     """Return the options of a run, made from those of the demonstrations."""
     shipped = "train_aacl.yml" if run == "aacl" else "train_simple_align.yml"
-    options: dict[str, Any] = yaml.safe_load((ROOT / "options" / shipped).read_text())
+    options: dict[str, Any] = resolve(ROOT / "options" / shipped)
     train = options["datasets"]["train"]
     options |= {"name": run, "datasets": {"train": train | {"batch_size_per_gpu": batch_size}}}
     options["train"] |= {"total_iter": iterations, "scheduler": {"type": "MultiStepLR", "milestones": [iterations]}}
