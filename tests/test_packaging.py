@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,7 +22,7 @@ import bsr_plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("bsr_plugins", "options", "tests", "tools", ".ci")
-TEXT = {".py", ".yml", ".md", ".toml", ""}
+TEXT = {".py", ".yml", ".yaml", ".md", ".toml", ".cff", ""}
 HOME_FOLDER = re.compile(r"""(?<![\w.~}/-])/(?:home|root|Users|work|tmp|mnt|opt|data)/\w""")
 ANALYSIS_ONLY = {"matplotlib", "scikit-learn"}
 
@@ -61,6 +62,12 @@ def third_party_imports(path: Path) -> Iterator[str]:
 def test_the_version_is_the_package_s(arguments: dict[str, Any]) -> None:
     assert arguments["version"] == bsr_plugins.__version__
     assert (arguments["name"], arguments["python_requires"]) == ("bsr-plugins", ">=3.10")
+
+
+def test_citation_and_changelog_know_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == bsr_plugins.__version__
+    assert f"## [{bsr_plugins.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_every_sub_package_is_installed_and_nothing_else(arguments: dict[str, Any]) -> None:
