@@ -12,8 +12,9 @@ from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from torch import Tensor, nn
 
-from bsr_plugins.archs import AACLNet, ContrastiveEncoder
-from bsr_plugins.archs.aacl_backbones import BACKBONES, AACLBackbone, BackboneShape
+from bsr_plugins.archs import BACKBONES, AACLBackbone, AACLNet, BackboneShape, ContrastiveEncoder
+from bsr_plugins.archs.drf import DRF
+from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import OptionError
 from tests.archs import representation_checks as checks
 
@@ -127,26 +128,25 @@ def test_cuda_agrees_with_cpu() -> None:
     checks.agrees_on(torch.device("cuda"), small_net().eval(), noise_image(2, 3, 13, 11))
 
 
+class ShiftGroup(nn.Module):
+    """Fuse the representation into tokens (B, N, C), then weigh them."""
+
+    def __init__(self, shape: BackboneShape, weight: float) -> None:
+        super().__init__()
+        self.fuse, self.weight = DRF(shape.representation_dim, shape.num_in_ch), weight
+
+    def forward(self, tokens: Tensor, representation: Tensor) -> Tensor:
+        fused: Tensor = self.fuse(tokens, representation)
+        return fused * self.weight
+
+
 class ShiftBackbone(AACLBackbone):
-    """Tokens (B, N, C) instead of maps, groups that add the representation: all that a backbone may change."""
+    """Tokens instead of maps, groups of another kind, arguments of its own: all that a backbone may change."""
 
-    class Group(nn.Module):
-        """Add a linear map of the representation to every token."""
-
-        def __init__(self, shape: BackboneShape) -> None:
-            super().__init__()
-            self.linear = nn.Linear(shape.representation_dim, shape.num_in_ch)
-
-        def forward(self, tokens: Tensor, representation: Tensor) -> Tensor:
-            shift: Tensor = self.linear(representation)
-            return tokens + shift[:, None]
-
-    def __init__(self, shape: BackboneShape) -> None:
-        super().__init__(shape)
-        self.scale = shape.upscale
-
-    def make_group(self, shape: BackboneShape) -> nn.Module:
-        return self.Group(shape)
+    def __init__(self, shape: BackboneShape, window_size: int, weight: float = 0.5) -> None:
+        integer(window_size, "window_size", 1)
+        super().__init__(ShiftGroup(shape, weight * n) for n in range(shape.num_group))
+        self.scale, self.window_size = shape.upscale, window_size
 
     def head(self, image: Tensor) -> Tensor:
         return image.flatten(2).transpose(1, 2)
@@ -159,20 +159,49 @@ class ShiftBackbone(AACLBackbone):
 
 @pytest.fixture
 def shift_backbone() -> Iterator[None]:
-    BACKBONES["shift"] = ShiftBackbone
+    BACKBONES.register("shift")(ShiftBackbone)
     yield
     del BACKBONES["shift"]
 
 
 @pytest.mark.usefixtures("shift_backbone")
-def test_a_further_backbone_is_one_class() -> None:
-    net = small_net(backbone="shift", upscale=2).eval()
+def test_a_further_backbone_is_one_class_with_arguments_of_its_own() -> None:
+    block = {"type": "shift", "window_size": 7, "weight": 2.0}
+    net = small_net(backbone=block, upscale=2).eval()
     assert net(noise_image(2, 3, 6, 6)).shape == (2, 3, 12, 12)
+    assert isinstance(net.backbone, ShiftBackbone)
+    assert net.backbone.window_size == 7
+    assert [group.weight for group in net.backbone.groups] == [0.0, 2.0]
+    assert block == {"type": "shift", "window_size": 7, "weight": 2.0}
 
 
-def test_unknown_backbone_offers_the_nearest() -> None:
-    with pytest.raises(OptionError, match=r"network_g\.backbone: unknown name 'edrs'.*did you mean 'edsr'"):
-        small_net(backbone="edrs")
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("edrs", r"backbone: unknown name 'edrs', expected one of edsr, shift; did you mean 'edsr'"),
+        ({"type": "edrs"}, r"backbone\.type: unknown name 'edrs', expected one of edsr, shift; did you mean 'edsr'"),
+        ({"type": "edsr", "window_size": 8}, r"backbone\.window_size: unknown key"),
+        ({"type": "shift", "windw_size": 8}, r"backbone\.windw_size: unknown key, .*did you mean 'window_size'"),
+        ({"type": "shift", "window_size": 8, "shape": 1}, r"backbone\.shape: unknown key"),
+        ({"type": "shift", "window_size": 0}, r"backbone\.window_size: 0, expected a whole number at least 1"),
+        ("shift", r"backbone\.window_size: the key is missing"),
+        ({"window_size": 8}, r"backbone: the key 'type' is missing, expected one of edsr, shift"),
+        (["edsr"], r"backbone: expected a block with the key 'type', got \['edsr'\]"),
+        (None, r"backbone: expected a block"),
+    ],
+)
+@pytest.mark.usefixtures("shift_backbone")
+def test_bad_backbones_are_named_with_their_place(backbone: object, message: str) -> None:
+    block = {"type": "AACLNet", **SMALL, "backbone": backbone}
+    with pytest.raises(OptionError, match=rf"^network_g\.{message}") as error:
+        build_from_block(block, {"AACLNet": AACLNet}, "network_g")
+    assert len(error.value.lines) == 1
+
+
+def test_a_name_stands_for_a_block() -> None:
+    by_name, by_block = small_net(backbone="edsr"), small_net(backbone={"type": "edsr"})
+    lq = noise_image(1, 3, 6, 6)
+    assert torch.equal(by_name.eval()(lq), by_block.eval()(lq))
 
 
 BAD_OPTIONS = [
@@ -181,9 +210,11 @@ BAD_OPTIONS = [
     ("upscale", 8),
     ("upscale", "4"),
     ("num_in_ch", 0),
-    ("num_out_ch", 1),
+    ("num_out_ch", 0),
     ("num_feat", 0),
+    ("num_feat", 100_000),
     ("num_group", 0),
+    ("num_group", 1001),
     ("num_block", -1),
     ("encoder_num_feat", 0),
     ("encoder_num_feat", 1.5),
@@ -197,7 +228,7 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
 def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^network_g\.{option}: ") as error:
+    with pytest.raises(OptionError, match=rf"^{option}: ") as error:
         small_net(**{option: value})
     assert "\n" not in str(error.value)
     assert "expected" in str(error.value)
@@ -206,3 +237,9 @@ def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
 def test_gray_images_with_a_gray_mean() -> None:
     net = small_net(num_in_ch=1, num_out_ch=1, rgb_mean=[0.4]).eval()
     assert net(noise_image(2, 1, 6, 6)).shape == (2, 1, 24, 24)
+
+
+def test_other_channels_out_than_in_need_no_mean() -> None:
+    with pytest.raises(OptionError, match=r"^rgb_mean: .*expected a number for each of 3 channels in and 1 out, or nu"):
+        small_net(num_out_ch=1)
+    assert small_net(num_out_ch=1, rgb_mean=None).eval()(noise_image(2, 3, 6, 6)).shape == (2, 1, 24, 24)

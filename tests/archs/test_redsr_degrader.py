@@ -204,7 +204,7 @@ def test_cuda_agrees_with_cpu() -> None:
     ],
 )
 def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^network_degrader\.{option}: ") as error:
+    with pytest.raises(OptionError, match=rf"^{option}: ") as error:
         small_net(**{option: value})
     assert "\n" not in str(error.value)
     assert "expected" in str(error.value)
