@@ -135,7 +135,10 @@ REDSR_CASES: list[tuple[Changes, str]] = [
         {"network_g.encoder": ORACLE, "datasets.val": OTHER_DATASET},
         r"datasets.val.type: 'PairedImageDataset', expected 'PairedDegradationDataset', which knows the blur kernels",
     ),
-    ({"network_g.encoder": {**ORACLE, "kernel_size": 20}}, r"network_g.encoder.kernel_size: 20, expected an odd number"),
+    (
+        {"network_g.encoder": {**ORACLE, "kernel_size": 20}},
+        r"network_g.encoder.kernel_size: 20, expected an odd number",
+    ),
     ({"network_g.encoder": {**ORACLE, "kernel": 21}}, r"network_g.encoder.kernel: unknown key, .*mean 'kernel_size'"),
     ({"degradation": None}, r"degradation: the block is missing"),
     ({"model_type": "ReDSRModl"}, r"model_type: unknown name 'ReDSRModl', .*did you mean 'ReDSRModel'"),
