@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bsr_plugins.archs.arguments import check_channels
 from bsr_plugins.blocks import build_from_block, integer, number
 from bsr_plugins.errors import OptionError
+from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
 from bsr_plugins.whole_batch import gather_batch
@@ -44,8 +45,8 @@ class MoCo(nn.Module):
     With accumulated gradients 4 comes once for each step of the optimiser, 5 after each backward.
 
     Args:
-        encoder: Block that builds the key encoder, the same as the trained one; `{type: ContrastiveEncoder}` if left
-            out. It may name any registered arch with an attribute `representation_dim`.
+        encoder: Block that builds the key encoder, equal to the trained one: any arch with an attribute
+            `representation_dim`. Default: `{type: ContrastiveEncoder}`.
         dim: Size of the representation and of the keys, in [1, 4096].
         queue_size: Number of keys in the queue, in [1, 16777216]; it need not be a multiple of the batch.
         momentum: Share of its old value that a key parameter keeps at each update, in [0, 1].
@@ -78,13 +79,10 @@ class MoCo(nn.Module):
         integer(queue_size, "queue_size", 1, _LONGEST_QUEUE)
         self.momentum = number(momentum, "momentum", 0.0, 1.0)
         self.key_encoder = _build_encoder({"type": "ContrastiveEncoder"} if encoder is None else encoder, dim)
-        self.projection_q = nn.Sequential(
-            nn.Linear(dim, dim), nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True), nn.Linear(dim, dim)
-        )
-        self.projection_k = copy.deepcopy(self.projection_q)
+        act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+        self.projection_q = nn.Sequential(nn.Linear(dim, dim), act, nn.Linear(dim, dim))
+        self.projection_k = copy.deepcopy(self.projection_q).requires_grad_(False)
         self.key_encoder.requires_grad_(False)
-        self.projection_k.requires_grad_(False)
-
         start = torch.randn(dim, queue_size, generator=generator_at(_QUEUE_SEED, "moco queue"))
         self.register_buffer("queue", F.normalize(start, dim=0))
         self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))
@@ -95,12 +93,11 @@ class MoCo(nn.Module):
 
         Args:
             representation: Representations (B, dim) from the trained encoder.
-            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M
-                (B, M, C, h, w).
+            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M (B, M, C,
+                h, w).
 
         Returns:
-            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32
-            at least.
+            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32 at least.
         """
         query = _to_unit(self.projection_q(representation))
         with torch.no_grad():
@@ -166,15 +163,13 @@ class MoCo(nn.Module):
         Returns:
             Fraction of the (query, positive) pairs, 0-dim, in [0, 1]; 0 while the queue has no keys.
         """
-        dtype = self.queue.dtype
+        query = query.to(self.queue)
         with torch.autocast(query.device.type, enabled=False):
-            query = query.to(dtype)
-            positive = torch.einsum("bd,bmd->bm", query, _with_views(keys).to(dtype))
+            positive = torch.einsum("bd,bmd->bm", query, keys.to(query).reshape(len(query), -1, query.shape[1]))
             negative = query @ self.queue
         unfilled = torch.arange(self.queue.shape[1], device=query.device) >= self.queue_filled
         hardest = negative.masked_fill(unfilled, float("-inf")).amax(dim=1, keepdim=True)
-        accuracy = (positive > hardest).to(dtype).mean()
-        return torch.where(self.queue_filled > 0, accuracy, torch.zeros_like(accuracy))
+        return (positive > hardest).to(query).mean() * (self.queue_filled > 0)
 
     def check_encoder(self, encoder: nn.Module) -> None:
         """Check that the key encoder is built like the trained one; errors name `encoder`, the argument of `MoCo`.
@@ -182,16 +177,16 @@ class MoCo(nn.Module):
         Raises:
             OptionError: It is not.
         """
-        ranges = [getattr(net, "img_range", None) for net in (self.key_encoder, encoder)]
-        if ranges[0] != ranges[1]:
+        both = self.key_encoder, encoder
+        own, trained = (getattr(net, "img_range", None) for net in both)
+        if own != trained:
+            raise OptionError(f"encoder.img_range: {own}, expected {trained}, as in the encoder that is trained")
+        own_layout, layout = ([(name, value.shape) for name, value in net.state_dict().items()] for net in both)
+        if own_layout != layout:
+            own, trained = (f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,}" for net in both)
             raise OptionError(
-                f"encoder.img_range: {ranges[0]}, expected {ranges[1]}, as in the encoder that is trained"
-            )
-        if _layout(self.key_encoder) != _layout(encoder):
-            raise OptionError(
-                f"encoder: builds another network than the encoder that is trained, "
-                f"expected the same ({type(encoder).__name__}, {_count(encoder):,} parameters, "
-                f"against {type(self.key_encoder).__name__}, {_count(self.key_encoder):,})"
+                f"encoder: builds another network than the encoder that is trained, expected the same ({trained} "
+                f"parameters, against {own})"
             )
 
     def check_queue(self, keys: int) -> None:
@@ -204,7 +199,7 @@ class MoCo(nn.Module):
             raise OptionError(f"queue_size: {self.queue.shape[1]}, expected at least {keys}, the keys of one step")
 
     def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Pair each key network with its trained one, and check that they are alike."""
+        """Pair each key network with its trained one, which has to be alike."""
         self.check_encoder(encoder)
         return [(self.key_encoder, encoder), (self.projection_k, self.projection_q)]
 
@@ -224,20 +219,4 @@ def _build_encoder(block: Mapping[str, Any], dim: int) -> nn.Module:
 
 
 def _to_unit(vectors: Tensor) -> Tensor:
-    """Scale the last dimension to length 1, in float32 at least."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def _with_views(keys: Tensor) -> Tensor:
-    """Give keys (B, dim) or (B, M, dim) as (B, M, dim)."""
-    return keys.unsqueeze(1) if keys.dim() == 2 else keys
-
-
-def _layout(net: nn.Module) -> list[tuple[str, torch.Size]]:
-    """List names and shapes of the tensors of a network."""
-    return [(name, value.shape) for name, value in net.state_dict().items()]
-
-
-def _count(net: nn.Module) -> int:
-    """Count the parameters of a network."""
-    return sum(parameter.numel() for parameter in net.parameters())
+    return F.normalize(at_least_float32(vectors), dim=-1)

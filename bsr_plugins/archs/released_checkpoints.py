@@ -9,7 +9,7 @@ the part or file that it is in, e.g. `model_DP_state_dict.ConvNet.1.weight` and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -86,27 +86,12 @@ def _generator(num_block: int) -> _Rows:
     return [*rows, ("tail.0", "generator.upsample"), ("tail.1", "generator.conv_last")]
 
 
-def _redsr_rows(num_block: int) -> _Rows:
-    encoder, degrader, generator = _PARTS
-    return [
-        *_under(encoder, "net_g", _ENCODER),
-        *_under(degrader, "net_degrader", _DEGRADER),
-        *_under(generator, "net_g", _generator(num_block)),
-    ]
-
-
-def _dasr_rows(num_block: int) -> _Rows:
-    encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
-    return [*_under("G", "net_g", _generator(num_block)), *encoder]
-
-
 class _Kind(NamedTuple):
     """A released code."""
 
     name: str
     white: float  # in its images
     companion: str  # our file beside net_g
-    rows: Callable[[int], _Rows]  # for a number of blocks per group
 
     def options(self, num_block: int, upscale: int) -> Options:
         """Return our blocks of options for these sizes."""
@@ -114,14 +99,20 @@ class _Kind(NamedTuple):
         if self is _REDSR:
             return {"network_g": network_g, "network_degrader": {"type": "ReDSRDegrader", "scale": upscale}}
         encoder = {"type": "ContrastiveEncoder", "img_range": self.white}
-        return {
-            "network_g": {**network_g, "img_range": self.white},
-            "network_moco": {"type": "MoCo", "encoder": encoder},
-        }
+        moco = {"type": "MoCo", "encoder": encoder}
+        return {"network_g": {**network_g, "img_range": self.white}, "network_moco": moco}
+
+    def rows(self, num_block: int) -> _Rows:
+        """Return the prefixes of names for a number of blocks per group."""
+        if self is _DASR:
+            encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
+            return [*_under("G", "net_g", _generator(num_block)), *encoder]
+        ours = ("net_g", _ENCODER), ("net_degrader", _DEGRADER), ("net_g", _generator(num_block))
+        return [row for part, (net, rows) in zip(_PARTS, ours, strict=True) for row in _under(part, net, rows)]
 
 
-_REDSR = _Kind("ReDSR", 1.0, "net_degrader", _redsr_rows)
-_DASR = _Kind("DASR", 255.0, "net_moco", _dasr_rows)
+_REDSR = _Kind("ReDSR", 1.0, "net_degrader")
+_DASR = _Kind("DASR", 255.0, "net_moco")
 
 
 class _Source(NamedTuple):
@@ -129,7 +120,7 @@ class _Source(NamedTuple):
 
     file: Path
     kind: _Kind
-    tensors: dict[str, object]  # by their names there
+    tensors: dict[str, Any]  # by their names there
     epoch: int | None
 
 
@@ -160,17 +151,13 @@ class _Plan:
     def fit(self, source: _Source, expected: Mapping[str, str]) -> dict[str, Tensor]:
         """Return the tensors of a source by our names.
 
-        Args:
-            source: The source.
-            expected: Our name for each tensor that has to be there.
-
-        Raises:
-            BSRError: A tensor is missing, unknown or of another shape, or the images' range is another one.
+        `expected` has our name for each tensor that has to be there. `BSRError` says which are missing, unknown or of
+        another shape, or that the images' range is another one.
         """
         found = {ours: source.tensors[name] for name, ours in expected.items() if name in source.tensors}
-        misfits = {name: _misfit(found[ours], self.initial[ours]) for name, ours in expected.items() if ours in found}
-        listed = [f"{name!r} {misfit}" for name, misfit in misfits.items() if misfit]
-        _check_names(source.file, source.tensors, expected, f"the tensors of {self.title}", "has misfits:", listed)
+        misfits = ((name, _misfit(found[ours], self.initial[ours])) for name, ours in expected.items() if ours in found)
+        wrong = {"has misfits:": [f"{name!r} {misfit}" for name, misfit in misfits if misfit]}
+        _check_names(source.file, source.tensors, expected, wrong, f"the tensors of {self.title}")
         fitting = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         for name, wanted in self.initial.items():
             value = fitting.get(name, wanted)
@@ -261,19 +248,21 @@ def _misfit(value: object, wanted: Tensor) -> str | None:
 
 
 def _check_names(
-    file: Path, present: Iterable[str], needed: Iterable[str], title: str, complaint: str, wrong: list[str]
+    file: Path, present: Mapping[str, Any], needed: Collection[str], wrong: Mapping[str, list[str]], expected: str
 ) -> None:
-    """Check that a file has the names that it needs and no others, and nothing that is wrong."""
-    present, needed = list(present), list(needed)
+    """Check that a file has the names that it needs and no others, and that nothing else is wrong."""
     lists = {
         "lacks": [repr(name) for name in needed if name not in present],
         "has the unknown": [repr(name) for name in present if name not in needed],
-        complaint: wrong,
+        **wrong,
     }
-    more = {what: f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "" for what, names in lists.items()}
-    problems = [f"{what} {', '.join(names[:_NAMED])}{more[what]}" for what, names in lists.items() if names]
+    problems = [
+        f"{what} {', '.join(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for what, names in lists.items()
+        if names
+    ]
     if problems:
-        raise BSRError(f"{file}: {'; '.join(problems)}; expected {title}")
+        raise BSRError(f"{file}: {'; '.join(problems)}; expected {expected}")
 
 
 def _numbers(value: Tensor) -> str:
@@ -315,9 +304,8 @@ def _read_released(file: Path) -> _Source:
 
 def _read_redsr(file: Path, content: Mapping[str, Any]) -> _Source:
     needed = ("epoch", *_PARTS)
-    wrong = [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]
-    title = f"the keys {', '.join(needed)} of a released ReDSR"
-    _check_names(file, content, needed, title, "has no state dict as", wrong)
+    wrong = {"has no state dict as": [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]}
+    _check_names(file, content, needed, wrong, f"the keys {', '.join(needed)} of a released ReDSR")
     epoch = integer(content["epoch"], f"{file}: epoch", 0)
     return _Source(file, _REDSR, _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch)
 

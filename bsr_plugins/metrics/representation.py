@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bsr_plugins.precision import at_least_float32
+
 
 @torch.no_grad()
 def embedding_spread(embeddings: Tensor) -> Tensor:
@@ -23,6 +25,5 @@ def embedding_spread(embeddings: Tensor) -> Tensor:
     Returns:
         The spread, 0-dim, in [0, 1], in float32 at least.
     """
-    dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    unit = F.normalize(embeddings.to(dtype), dim=1)
+    unit = F.normalize(at_least_float32(embeddings), dim=1)
     return unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
