@@ -26,7 +26,7 @@ _LONGEST_QUEUE = 2**24
 
 @register(ARCH_REGISTRY)
 class MoCo(nn.Module):
-    """What contrastive training needs besides the encoder (MoCo, He et al., CVPR 2020; settings of DASR).
+    """Key side and queue of contrastive training (MoCo, He et al., CVPR 2020; settings of DASR).
 
     A network for training only, the option file's `network_moco`: the projection head of the queries, a key encoder and
     key projection that follow the trained ones with momentum, and a queue of past keys. All of it is in the state dict,
@@ -178,15 +178,15 @@ class MoCo(nn.Module):
             OptionError: It is not.
         """
         both = self.key_encoder, encoder
-        own, trained = (getattr(net, "img_range", None) for net in both)
-        if own != trained:
-            raise OptionError(f"encoder.img_range: {own}, expected {trained}, as in the encoder that is trained")
-        own_layout, layout = ([(name, value.shape) for name, value in net.state_dict().items()] for net in both)
-        if own_layout != layout:
-            own, trained = (f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,}" for net in both)
+        ours, trained = (getattr(net, "img_range", None) for net in both)
+        if ours != trained:
+            raise OptionError(f"encoder.img_range: {ours}, expected {trained}, as in the encoder that is trained")
+        our_layout, layout = ([(name, value.shape) for name, value in net.state_dict().items()] for net in both)
+        if our_layout != layout:
+            ours, trained = (f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,}" for net in both)
             raise OptionError(
                 f"encoder: builds another network than the encoder that is trained, expected the same ({trained} "
-                f"parameters, against {own})"
+                f"parameters, against {ours})"
             )
 
     def check_queue(self, keys: int) -> None:

@@ -46,7 +46,7 @@ _OURS_ALONE = (*_FOLLOWERS, "net_moco.queue")
 
 
 def _under(released: str, ours: str, rows: Iterable[tuple[str, str]]) -> _Rows:
-    return [(f"{released}.{theirs}", f"{ours}.{own}") for theirs, own in rows]
+    return [(f"{released}.{theirs}", f"{ours}.{mine}") for theirs, mine in rows]
 
 
 # DASR's activations have no parameters, so its files have no tensors for some of these rows.
@@ -68,7 +68,7 @@ _DEGRADER = [
     *(("mlpA", "expand"), ("A_head.1", "head.0"), ("A_head.2", "head.1")),
     *(row for n in range(3) for row in _under(f"blk{n + 1}_A", f"blocks.{n}", _DEGRADER_BLOCK)),
     *(("A_tail.0", "downscale.0"), ("A_tail.1", "downscale.1")),
-    *((f"A_tail.{theirs}", f"tail.{own}") for own, theirs in enumerate((3, 4, 6, 7, 9))),
+    *((f"A_tail.{theirs}", f"tail.{n}") for n, theirs in enumerate((3, 4, 6, 7, 9))),
 ]
 # A padding, a convolution and an activation in each released layer; ours pads in the convolution.
 _ENCODER = [(f"ConvNet.{3 * n + 1 + k}", f"encoder.features.{2 * n + k}") for n in range(6) for k in (0, 1)]
@@ -142,10 +142,10 @@ class _Plan:
         states = {key: build_from_block(block, archs, key).state_dict() for key, block in self.options.items()}
         self.initial = _flatten({key.replace("network_", "net_"): state for key, state in states.items()})
         self.ours = {
-            released + name.removeprefix(own): name
-            for released, own in source.kind.rows(num_block)
+            released + name.removeprefix(ours): name
+            for released, ours in source.kind.rows(num_block)
             for name in self.initial
-            if name.startswith(f"{own}.")
+            if name.startswith(f"{ours}.")
         }
 
     def fit(self, source: _Source, expected: Mapping[str, str]) -> dict[str, Tensor]:
@@ -219,11 +219,11 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
     Raises:
         BSRError: The source cannot be used, or the file cannot be written. Nothing has been written then.
     """
-    ours = _read_ours(source / "net_g.pth" if source.is_dir() else source, param_key)
-    plan = _Plan(ours)
-    found = plan.fit(ours, {name: name for name in plan.ours.values()})
-    released = {name: found[own] for name, own in plan.ours.items()}
-    content = {"epoch": ours.epoch, **_unflatten(released)} if ours.kind is _REDSR else released
+    net = _read_ours(source / "net_g.pth" if source.is_dir() else source, param_key)
+    plan = _Plan(net)
+    found = plan.fit(net, {name: name for name in plan.ours.values()})
+    released = {name: found[ours] for name, ours in plan.ours.items()}
+    content = {"epoch": net.epoch, **_unflatten(released)} if net.kind is _REDSR else released
     _write(file.parent, {file.name: content}, force)
 
 

@@ -101,7 +101,7 @@ def test_training_on_a_cpu_gives_the_gradients_of_plain_autograd() -> None:
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     ours = torch.autograd.grad(net(lq).square().mean(), parameters)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bsr_plugins.archs.dynamic_conv._worth_an_own_backward", lambda *_: False)
+        patch.setattr("bsr_plugins.archs.dynamic_conv._is_faster_in_passes", lambda *_: False)
         plain = torch.autograd.grad(net(lq).square().mean(), parameters)
     for mine, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-7)
