@@ -1,9 +1,8 @@
-"""AACLNet: size, shapes, EDSR's ends, the representation's way, precision, export, options."""
+"""AACLNet: size, shapes, EDSR's ends, backbones from outside."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from bsr_plugins.archs import BACKBONES, AACLBackbone, AACLNet, BackboneShape, C
 from bsr_plugins.archs.drf import DRF
 from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import OptionError
-from tests.archs import representation_checks as checks
 
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
 
@@ -78,54 +76,12 @@ def test_the_residual_of_the_body_goes_around_the_groups() -> None:
     assert torch.equal(net.backbone(image, representation), net.backbone.tail(deep + shallow))
 
 
-def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), noise_image(2, 3, 16, 12), 1e-3)
-
-
-def test_gradients_reach_everything() -> None:
-    net = small_net()
-    net(noise_image(2, 3, 12, 12)).abs().sum().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert checks.cancels(net, name) or parameter.grad.abs().sum() > 0, name
-
-
-def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
-    net = small_net()
-    checks.strict_round_trip(net, AACLNet(**SMALL), noise_image(2, 3, 10, 10), tmp_path)
-    assert "mean" not in net.state_dict()
-
-
 def test_stock_basicsr_builds_it() -> None:
     block = {"type": "AACLNet", "backbone": "edsr", "rgb_mean": [0.5, 0.5, 0.5], **SMALL}
     net = build_network(block)
     assert isinstance(net, AACLNet)
     assert isinstance(net.encoder, ContrastiveEncoder)
     assert net.mean.flatten().tolist() == [0.5, 0.5, 0.5]
-
-
-def test_float64_agrees_with_float32() -> None:
-    checks.float64_agrees_with_float32(small_net().eval(), noise_image(1, 3, 12, 9))
-
-
-def test_bfloat16_autocast_trains() -> None:
-    checks.bfloat16_autocast_trains(small_net(), noise_image(2, 3, 12, 12))
-
-
-def test_export_for_any_size() -> None:
-    # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
-    images = [noise_image(1, 3, *size) for size in ((37, 53), (20, 31))]
-    checks.exports_for_any_size(small_net().eval(), images, smallest=5)
-
-
-def test_compiles_without_a_graph_break() -> None:
-    checks.compiles_without_a_graph_break(small_net().eval(), noise_image(1, 3, 11, 13))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_cpu() -> None:
-    checks.agrees_on(torch.device("cuda"), small_net().eval(), noise_image(2, 3, 13, 11))
 
 
 class ShiftGroup(nn.Module):
@@ -202,44 +158,3 @@ def test_a_name_stands_for_a_block() -> None:
     by_name, by_block = small_net(backbone="edsr"), small_net(backbone={"type": "edsr"})
     lq = noise_image(1, 3, 6, 6)
     assert torch.equal(by_name.eval()(lq), by_block.eval()(lq))
-
-
-BAD_OPTIONS = [
-    ("backbone", ["edsr"]),
-    ("upscale", 1),
-    ("upscale", 8),
-    ("upscale", "4"),
-    ("num_in_ch", 0),
-    ("num_out_ch", 0),
-    ("num_feat", 0),
-    ("num_feat", 100_000),
-    ("num_group", 0),
-    ("num_group", 1001),
-    ("num_block", -1),
-    ("encoder_num_feat", 0),
-    ("encoder_num_feat", 1.5),
-    ("img_range", 0),
-    ("img_range", "255"),
-    ("rgb_mean", [0.5]),
-    ("rgb_mean", 0.5),
-    ("rgb_mean", [0.5, 0.5, 114.0]),
-]
-
-
-@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
-def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^{option}: ") as error:
-        small_net(**{option: value})
-    assert "\n" not in str(error.value)
-    assert "expected" in str(error.value)
-
-
-def test_gray_images_with_a_gray_mean() -> None:
-    net = small_net(num_in_ch=1, num_out_ch=1, rgb_mean=[0.4]).eval()
-    assert net(noise_image(2, 1, 6, 6)).shape == (2, 1, 24, 24)
-
-
-def test_other_channels_out_than_in_need_no_mean() -> None:
-    with pytest.raises(OptionError, match=r"^rgb_mean: .*expected a number for each of 3 channels in and 1 out, or nu"):
-        small_net(num_out_ch=1)
-    assert small_net(num_out_ch=1, rgb_mean=None).eval()(noise_image(2, 3, 6, 6)).shape == (2, 1, 24, 24)

@@ -6,6 +6,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -50,6 +51,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     lpips_metric._network.cache_clear()
 
 
+@cache
 def package_network(net: str, seed: int = 0) -> nn.Module:
     """Build the package's network on a random backbone."""
     with torch.random.fork_rng(), warnings.catch_warnings():
