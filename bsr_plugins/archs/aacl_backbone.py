@@ -32,7 +32,8 @@ class AACLBackbone(nn.Module, ABC):
     """The image side of an AACL network: a head, groups in a row with a residual around them, a tail.
 
     The encoder and the mean shift are outside. "6x6 fair architecture" is all that AACL's abstract says of the body, so
-    its content is our design. Features go through the groups unseen by this class: they may be maps or tokens.
+    its content is our design. Features are maps (B, num_feat, h, w); a Transformer's group turns them into tokens and
+    back, as it knows their size.
 
     A subclass takes a `BackboneShape` first. Its other arguments are keys of the block `backbone` of the option file.
     It is registered by `@BACKBONES.register("name")`.
@@ -56,10 +57,13 @@ class AACLBackbone(nn.Module, ABC):
     def forward(self, image: Tensor, representation: Tensor) -> Tensor:
         """Super-resolve shifted images (B, num_in_ch, h, w) with representations (B or 1, representation_dim)."""
         shallow = self.head(image)
-        deep = shallow
+        return self.tail(self.body(shallow, representation) + shallow)
+
+    def body(self, features: Tensor, representation: Tensor) -> Tensor:
+        """Map features through all groups; a subclass may put a layer behind them."""
         for group in self.groups:
-            deep = group(deep, representation)
-        return self.tail(deep + shallow)
+            features = group(features, representation)
+        return features
 
 
 BACKBONES: Registry[Callable[..., AACLBackbone]] = Registry("backbone")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bsr_plugins.archs import BACKBONES, AACLBackbone, AACLNet, BackboneShape, ContrastiveEncoder
-from bsr_plugins.archs.drf import DRF
-from bsr_plugins.blocks import build_from_block, integer
+from bsr_plugins.archs import BACKBONES, AACLNet, ContrastiveEncoder
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import OptionError
 
+OUTSIDE = Path(__file__).with_name("outside")
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
 
 
@@ -84,69 +87,57 @@ def test_stock_basicsr_builds_it() -> None:
     assert net.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
-class ShiftGroup(nn.Module):
-    """Fuse the representation into tokens (B, N, C), then weigh them."""
-
-    def __init__(self, shape: BackboneShape, weight: float) -> None:
-        super().__init__()
-        self.fuse, self.weight = DRF(shape.representation_dim, shape.num_in_ch), weight
-
-    def forward(self, tokens: Tensor, representation: Tensor) -> Tensor:
-        fused: Tensor = self.fuse(tokens, representation)
-        return fused * self.weight
-
-
-class ShiftBackbone(AACLBackbone):
-    """Tokens instead of maps, groups of another kind, arguments of its own: all that a backbone may change."""
-
-    def __init__(self, shape: BackboneShape, window_size: int, weight: float = 0.5) -> None:
-        integer(window_size, "window_size", 1)
-        super().__init__(ShiftGroup(shape, weight * n) for n in range(shape.num_group))
-        self.scale, self.window_size = shape.upscale, window_size
-
-    def head(self, image: Tensor) -> Tensor:
-        return image.flatten(2).transpose(1, 2)
-
-    def tail(self, features: Tensor) -> Tensor:
-        side = round(features.shape[1] ** 0.5)
-        image = features.transpose(1, 2).reshape(features.shape[0], -1, side, side)
-        return nn.functional.interpolate(image, scale_factor=self.scale)
-
-
 @pytest.fixture
-def shift_backbone() -> Iterator[None]:
-    BACKBONES.register("shift")(ShiftBackbone)
+def backbone_from_outside() -> Iterator[None]:
+    run_path(str(OUTSIDE / "my_backbone.py"))
     yield
-    del BACKBONES["shift"]
+    del BACKBONES["mine"]
 
 
-@pytest.mark.usefixtures("shift_backbone")
-def test_a_further_backbone_is_one_class_with_arguments_of_its_own() -> None:
-    block = {"type": "shift", "window_size": 7, "weight": 2.0}
-    net = small_net(backbone=block, upscale=2).eval()
-    assert net(noise_image(2, 3, 6, 6)).shape == (2, 3, 12, 12)
-    assert isinstance(net.backbone, ShiftBackbone)
-    assert net.backbone.window_size == 7
-    assert [group.weight for group in net.backbone.groups] == [0.0, 2.0]
-    assert block == {"type": "shift", "window_size": 7, "weight": 2.0}
+@pytest.mark.usefixtures("backbone_from_outside")
+def test_a_further_backbone_is_one_file_with_arguments_of_its_own() -> None:
+    block = {"type": "mine", "width": 3}
+    net = small_net(backbone=block, upscale=3)
+    lq = noise_image(2, 3, 5, 7)
+    sr = net(lq)
+    assert sr.shape == (2, 3, 15, 21)
+    assert [layer.weight.shape for layer in net.backbone.modules() if isinstance(layer, nn.Linear)][1] == (24, 8)
+    assert len(net.backbone.groups) == 4
+    assert not torch.allclose(net(lq, representation=torch.ones(1, 16)), sr, atol=1e-5)
+    sr.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert block == {"type": "mine", "width": 3}
+
+
+def test_an_arch_from_outside_is_one_file() -> None:
+    run_path(str(OUTSIDE / "my_arch.py"))
+    try:
+        net = build_from_block({"type": "TinyBlindSR", "upscale": 3}, dict(iter(ARCH_REGISTRY)), "network_g").eval()
+        sr, representation = net(noise_image(2, 3, 6, 7), return_representation=True)
+        assert sr.shape == (2, 3, 18, 21)
+        assert representation.shape == (2, 64)
+        with pytest.raises(OptionError, match=r"^network_g\.num_block: 0, expected a whole number in \[1, 100\]$"):
+            build_from_block({"type": "TinyBlindSR", "num_block": 0}, dict(iter(ARCH_REGISTRY)), "network_g")
+    finally:
+        ARCH_REGISTRY._obj_map.pop("TinyBlindSR")
 
 
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("edrs", r"backbone: unknown name 'edrs', expected one of edsr, shift; did you mean 'edsr'"),
-        ({"type": "edrs"}, r"backbone\.type: unknown name 'edrs', expected one of edsr, shift; did you mean 'edsr'"),
-        ({"type": "edsr", "window_size": 8}, r"backbone\.window_size: unknown key"),
-        ({"type": "shift", "windw_size": 8}, r"backbone\.windw_size: unknown key, .*did you mean 'window_size'"),
-        ({"type": "shift", "window_size": 8, "shape": 1}, r"backbone\.shape: unknown key"),
-        ({"type": "shift", "window_size": 0}, r"backbone\.window_size: 0, expected a whole number at least 1"),
-        ("shift", r"backbone\.window_size: the key is missing"),
-        ({"window_size": 8}, r"backbone: the key 'type' is missing, expected one of edsr, shift"),
+        ("edrs", r"backbone: unknown name 'edrs', expected one of edsr, mine; did you mean 'edsr'"),
+        ({"type": "edrs"}, r"backbone\.type: unknown name 'edrs', expected one of edsr, mine; did you mean 'edsr'"),
+        ({"type": "edsr", "width": 8}, r"backbone\.width: unknown key"),
+        ({"type": "mine", "widht": 8}, r"backbone\.widht: unknown key, .*did you mean 'width'"),
+        ({"type": "mine", "width": 8, "shape": 1}, r"backbone\.shape: unknown key"),
+        ({"type": "mine", "width": 0}, r"backbone\.width: 0, expected a whole number in \[1, 16\]"),
+        ("mine", r"backbone\.width: the key is missing"),
+        ({"width": 8}, r"backbone: the key 'type' is missing, expected one of edsr, mine"),
         (["edsr"], r"backbone: expected a block with the key 'type', got \['edsr'\]"),
         (None, r"backbone: expected a block"),
     ],
 )
-@pytest.mark.usefixtures("shift_backbone")
+@pytest.mark.usefixtures("backbone_from_outside")
 def test_bad_backbones_are_named_with_their_place(backbone: object, message: str) -> None:
     block = {"type": "AACLNet", **SMALL, "backbone": backbone}
     with pytest.raises(OptionError, match=rf"^network_g\.{message}") as error:
