@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from basicsr.archs.arch_util import Upsample
-from basicsr.archs.ridnet_arch import MeanShift
 from torch import Tensor, nn
 
 from bsr_plugins.archs.arguments import DIV2K_MEAN
@@ -17,7 +17,6 @@ from bsr_plugins.archs.representation_net import ResidualGroup
 _TAPS = 3
 _CHANNELS = 3
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
-_NO_SCALING = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,7 @@ class DegradationAwareNet(nn.Module):
     def __init__(self, shape: DAShape, num_group: int, num_block: int, upscale: int, rgb_range: float) -> None:
         super().__init__()
         # The shifts are convolutions, not buffers, because the parameters of the published networks count them.
-        self.sub_mean = MeanShift(rgb_range, DIV2K_MEAN, _NO_SCALING, sign=-1).requires_grad_(False)
-        self.add_mean = MeanShift(rgb_range, DIV2K_MEAN, _NO_SCALING, sign=1).requires_grad_(False)
+        self.sub_mean, self.add_mean = _shift(-rgb_range), _shift(rgb_range)
         self.conv_first = nn.Conv2d(_CHANNELS, shape.num_feat, _TAPS, padding=1)
         self.groups = nn.ModuleList(DAG(shape, num_block) for _ in range(num_group))
         self.conv_after_body = shape.conv()
@@ -142,3 +140,11 @@ class DegradationAwareNet(nn.Module):
             deep = group(deep, representation)
         sr: Tensor = self.add_mean(self.conv_last(self.upsample(self.conv_after_body(deep) + shallow)))
         return sr
+
+
+def _shift(scale: float) -> nn.Conv2d:
+    """Make a fixed convolution that adds DIV2K's mean times a scale; BasicSR's `MeanShift` does not build on `meta`."""
+    conv = nn.Conv2d(_CHANNELS, _CHANNELS, 1).requires_grad_(False)
+    conv.weight.copy_(torch.eye(_CHANNELS)[:, :, None, None])
+    conv.bias.copy_(scale * torch.tensor(DIV2K_MEAN))  # type: ignore[union-attr]
+    return conv

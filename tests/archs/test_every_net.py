@@ -187,6 +187,16 @@ def test_cuda_agrees_with_cpu(name: str) -> None:
 
 
 @every_net
+def test_shapes_are_found_without_memory(name: str) -> None:
+    inputs = inputs_for(name, 1)
+    with torch.device("meta"):
+        net = ARCH_REGISTRY.get(name)(**NETS[name].options).eval()
+    made = net(*(tensor.to("meta") for tensor in inputs))
+    assert made.is_meta
+    assert made.shape == small_net(name).eval()(*inputs).shape
+
+
+@every_net
 def test_stock_basicsr_builds_it(name: str) -> None:
     block = {"type": name, **NETS[name].options}
     before = repr(block)
