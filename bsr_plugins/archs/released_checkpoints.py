@@ -115,17 +115,14 @@ _REDSR = _Kind("ReDSR", 1.0, "net_degrader")
 _DASR = _Kind("DASR", 255.0, "net_moco")
 
 
-class _Source(NamedTuple):
-    """What a file, or two of ours, hold."""
+class _Checkpoint:
+    """A released file, or two of ours, and what such files hold; its names tell the sizes.
 
-    file: Path
-    kind: _Kind
-    tensors: dict[str, Any]  # by their names there
-    epoch: int | None
-
-
-class _Plan:
-    """What files of one kind hold, with sizes read from the names of a source.
+    Args:
+        file: The file, for messages.
+        kind: The code that it is of.
+        tensors: What it holds, by the names there.
+        epoch: ReDSR's.
 
     Attributes:
         options: Our blocks of options.
@@ -133,40 +130,40 @@ class _Plan:
         ours: Our name for every released one, in the order of the released file.
     """
 
-    def __init__(self, source: _Source) -> None:
-        blocks = {found[1] for name in source.tensors if (found := _BLOCK.search(name))}
-        num_block, upscale = max(1, len(blocks)), _upscale(source.tensors)
-        self.title = f"the released {source.kind.name} for ×{upscale} with {num_block} blocks per group"
-        self.options = source.kind.options(num_block, upscale)
+    def __init__(self, file: Path, kind: _Kind, tensors: Mapping[str, Any], epoch: int | None) -> None:
+        self.file, self.kind, self.tensors, self.epoch = file, kind, tensors, epoch
+        num_block = max(1, len({found[1] for name in tensors if (found := _BLOCK.search(name))}))
+        upscale = _upscale(tensors)
+        self.title = f"the released {kind.name} for ×{upscale} with {num_block} blocks per group"
+        self.options = kind.options(num_block, upscale)
         archs = dict(iter(ARCH_REGISTRY))
         states = {key: build_from_block(block, archs, key).state_dict() for key, block in self.options.items()}
         self.initial = _flatten({key.replace("network_", "net_"): state for key, state in states.items()})
         self.ours = {
             released + name.removeprefix(ours): name
-            for released, ours in source.kind.rows(num_block)
+            for released, ours in kind.rows(num_block)
             for name in self.initial
             if name.startswith(f"{ours}.")
         }
 
-    def fit(self, source: _Source, expected: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return the tensors of a source by our names.
+    def fitting(self, expected: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return the tensors by our names.
 
         `expected` has our name for each tensor that has to be there. `BSRError` says which are missing, unknown or of
         another shape, or that the images' range is another one.
         """
-        found = {ours: source.tensors[name] for name, ours in expected.items() if name in source.tensors}
+        found = {ours: self.tensors[name] for name, ours in expected.items() if name in self.tensors}
         misfits = ((name, _misfit(found[ours], self.initial[ours])) for name, ours in expected.items() if ours in found)
         wrong = {"has misfits:": [f"{name!r} {misfit}" for name, misfit in misfits if misfit]}
-        _check_names(source.file, source.tensors, expected, wrong, f"the tensors of {self.title}")
-        fitting = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        _check_names(self.file, self.tensors, expected, wrong, f"the tensors of {self.title}")
         for name, wanted in self.initial.items():
-            value = fitting.get(name, wanted)
+            value = found.get(name, wanted)
             if "_mean." in name and not torch.allclose(value.to(wanted), wanted, _SHIFT_RTOL, _SHIFT_ATOL):
                 raise BSRError(
-                    f"{source.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
-                    f"expected {_numbers(wanted)}, which is DIV2K's in [0, {source.kind.white:g}]"
+                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
+                    f"expected {_numbers(wanted)}, which is DIV2K's in [0, {self.kind.white:g}]"
                 )
-        return fitting
+        return found
 
 
 def convert(source: Path, folder: Path, force: bool = False) -> Options:
@@ -187,18 +184,17 @@ def convert(source: Path, folder: Path, force: bool = False) -> Options:
         BSRError: The source cannot be used, or the files cannot be written. Nothing has been written then.
     """
     released = _read_released(source)
-    plan = _Plan(released)
-    found = plan.fit(released, plan.ours)
-    for name in plan.initial:
+    found = released.fitting(released.ours)
+    for name in released.initial:
         for follower, leader in _FOLLOWERS.items():
             if name.startswith(follower):
                 found[name] = found[leader + name.removeprefix(follower)].clone()
-    networks = _unflatten({name: found.get(name, fresh) for name, fresh in plan.initial.items()})
+    networks = _unflatten({name: found.get(name, fresh) for name, fresh in released.initial.items()})
     contents: dict[str, dict[str, Any]] = {f"{name}.pth": {"params": state} for name, state in networks.items()}
     if released.epoch is not None:
         contents["net_g.pth"]["epoch"] = released.epoch
     _write(folder, contents, force)
-    return plan.options
+    return released.options
 
 
 def convert_back(source: Path, file: Path, param_key: str = "params", force: bool = False) -> None:
@@ -220,9 +216,8 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
         BSRError: The source cannot be used, or the file cannot be written. Nothing has been written then.
     """
     net = _read_ours(source / "net_g.pth" if source.is_dir() else source, param_key)
-    plan = _Plan(net)
-    found = plan.fit(net, {name: name for name in plan.ours.values()})
-    released = {name: found[ours] for name, ours in plan.ours.items()}
+    found = net.fitting({ours: ours for ours in net.ours.values()})
+    released = {name: found[ours] for name, ours in net.ours.items()}
     content = {"epoch": net.epoch, **_unflatten(released)} if net.kind is _REDSR else released
     _write(file.parent, {file.name: content}, force)
 
@@ -290,27 +285,27 @@ def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
     return {name.removeprefix(_DATA_PARALLEL) if shared else name: value for name, value in state.items()}
 
 
-def _read_released(file: Path) -> _Source:
+def _read_released(file: Path) -> _Checkpoint:
     content = load_safely(file, str(file))
     if _is_state(content) and any(part in content for part in _PARTS):
         return _read_redsr(file, content)
     tensors = _without_data_parallel(content) if _is_state(content) else {}
     if any(name.startswith(("G.", "E.")) for name in tensors):
-        return _Source(file, _DASR, tensors, None)
+        return _Checkpoint(file, _DASR, tensors, None)
     raise BSRError(
         f"{file}: is no released checkpoint, expected ReDSR's keys (epoch, {', '.join(_PARTS)}) or DASR's (G.…, E.…)"
     )
 
 
-def _read_redsr(file: Path, content: Mapping[str, Any]) -> _Source:
+def _read_redsr(file: Path, content: Mapping[str, Any]) -> _Checkpoint:
     needed = ("epoch", *_PARTS)
     wrong = {"has no state dict as": [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]}
     _check_names(file, content, needed, wrong, f"the keys {', '.join(needed)} of a released ReDSR")
     epoch = integer(content["epoch"], f"{file}: epoch", 0)
-    return _Source(file, _REDSR, _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch)
+    return _Checkpoint(file, _REDSR, _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch)
 
 
-def _read_ours(file: Path, param_key: str) -> _Source:
+def _read_ours(file: Path, param_key: str) -> _Checkpoint:
     """Return the tensors of our files that a released one has a place for."""
     content, net_g = _load_ours(file, (param_key,))
     if not any(name.startswith("generator.") for name in net_g):
@@ -324,7 +319,7 @@ def _read_ours(file: Path, param_key: str) -> _Source:
     _, companion = _load_ours(other, (param_key, "params"))
     tensors = _flatten({"net_g": net_g, kind.companion: companion})
     carried = {name: value for name, value in tensors.items() if not name.startswith(_OURS_ALONE)}
-    return _Source(file, kind, carried, integer(content.get("epoch", 0), f"{file}: epoch", 0))
+    return _Checkpoint(file, kind, carried, integer(content.get("epoch", 0), f"{file}: epoch", 0))
 
 
 def _load_ours(file: Path, param_keys: Iterable[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
