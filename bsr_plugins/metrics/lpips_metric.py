@@ -26,6 +26,7 @@ from bsr_plugins.torch_cache import cached_file, download
 NETS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
 """Backbones: torchvision's name, and the least side in pixels of an image that it gives features of."""
 
+_NAME = "calculate_lpips"
 _GREY_LEVELS = 255.0
 _INPUT_ORDERS = ("HWC", "CHW")
 _BETTER = "lower"
@@ -49,10 +50,9 @@ def calculate_lpips(
     The borders are cut off, then BGR levels in [0, 255] become RGB in [-1, 1], which the package expects. It has no
     luminance mode, so there is no `test_y_channel`.
 
-    The package brings its linear layers, but the backbone's weights are torchvision's (ImageNet). They are read from
-    `backbone_weights`, or from torch's usual cache (`checkpoints/` in `torch.hub.get_dir()`, which TORCH_HOME moves),
-    into which they are downloaded where they are missing. Without them there is an error, never a network with random
-    weights. The network is built once for each `net`, file and device, and kept.
+    The package brings its linear layers, but the backbone's weights are torchvision's (ImageNet), from the file
+    `backbone_weights` or from torch's cache (`checkpoints/` in `torch.hub.get_dir()`), into which they are downloaded.
+    Without them there is an error, never a network with random weights. A network is built once and kept.
 
     Args:
         img: Image in [0, 255], any number type, shape (H, W, 3) or (3, H, W), BGR as BasicSR has it.
@@ -60,14 +60,12 @@ def calculate_lpips(
         crop_border: Pixels to leave out at each border. What is left must be at least 31 pixels a side for `alex`, 17
             for `squeeze`, 16 for `vgg`.
         input_order: `HWC` or `CHW`.
-        net: Backbone: `alex`, which the authors recommend for comparing images, `vgg` (VGG-16) or `squeeze`
-            (SqueezeNet 1.1).
+        net: Backbone: `alex` (AlexNet; the authors recommend it), `vgg` (VGG-16) or `squeeze` (SqueezeNet 1.1).
         backbone_weights: File with a state dict of torchvision's `alexnet`, `vgg16` or `squeezenet1_1`; only the keys
             `features.*` are read.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`. BasicSR does not hand the run's device to a metric: `auto` is the
-            current CUDA device if this process has initialised CUDA, as a run on a GPU has, else the CPU.
-        better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise; it
-            hands the key on to the metric.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the current CUDA device if this process has initialised
+            CUDA, as a run on a GPU has, else the CPU.
+        better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise.
 
     Returns:
         float: The distance, ≥ 0.
@@ -79,14 +77,14 @@ def calculate_lpips(
     _check(crop_border, input_order, net, better)
     place = _device(device)
     if img.shape != img2.shape:
-        raise BSRError(f"calculate_lpips: images of shapes {img.shape} and {img2.shape}, expected equal ones")
+        raise BSRError(f"{_NAME}: images of shapes {img.shape} and {img2.shape}, expected equal ones")
     pair = [_prepared(image, crop_border, input_order, net).to(place) for image in (img, img2)]
     network = _network(net, _weights_file(net, backbone_weights), place)
     with torch.inference_mode(), torch.autocast(place.type, enabled=False):
         return float(network(*pair))
 
 
-@METRIC_CHECKS.register("calculate_lpips")
+@METRIC_CHECKS.register(_NAME)
 def check_lpips(
     crop_border: int,
     input_order: str = "HWC",
@@ -135,17 +133,12 @@ def _device(name: object) -> torch.device:
 def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: str) -> Tensor:
     """Make the network's input, shape (1, 3, H, W), of an image."""
     pixels = reorder_image(image, input_order=input_order)
-    height, width = (side - 2 * crop_border for side in pixels.shape[:2])
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        shape = image.shape
-        raise BSRError(
-            f"calculate_lpips: an image of shape {shape}, expected three channels in the order {input_order}"
-        )
+        raise BSRError(f"{_NAME}: an image of shape {image.shape}, expected three channels in the order {input_order}")
+    height, width = (side - 2 * crop_border for side in pixels.shape[:2])
     _, least = NETS[net]
     if min(height, width) < least:
-        raise BSRError(
-            f"calculate_lpips: {width}x{height} pixels inside crop_border, expected at least {least} for {net}"
-        )
+        raise BSRError(f"{_NAME}: {width}x{height} pixels inside crop_border, expected at least {least} for {net}")
     inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
     rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
     return rgb[None] / (_GREY_LEVELS / 2) - 1
@@ -168,7 +161,7 @@ def _network(net: str, weights: Path, device: torch.device) -> nn.Module:
     try:
         import lpips  # not before: whoever copied this folder into a project may do without it
     except ModuleNotFoundError as error:
-        raise BSRError(f"calculate_lpips: {error}, expected the package lpips (pip install lpips)") from error
+        raise BSRError(f"{_NAME}: {error}, expected the package lpips (pip install lpips)") from error
     if weights == _weights_file(net, None) and not weights.is_file():
         wanted = f"the weights of LPIPS's backbone {net}: put that file there, or name a copy with backbone_weights"
         download(_weights_url(net), f"{weights}: is", wanted)

@@ -15,9 +15,9 @@ from bsr_plugins.precision import at_least_float32
 def embedding_spread(embeddings: Tensor) -> Tensor:
     """Measure how embeddings spread over the sphere: 0 where they collapsed, about 1 where they are even.
 
-    Each embedding is scaled to length 1; the standard deviation over the batch of every dimension is
-    multiplied by √D and averaged over the dimensions (the collapse test of SimSiam, Chen and He, CVPR 2021).
-    It divides by B and not by B − 1, so it never exceeds 1; B embeddings drawn evenly give about √(1 − 1/B).
+    Each embedding is scaled to length 1; the standard deviation over the batch of every dimension is multiplied by √D
+    and averaged over the dimensions (the collapse test of SimSiam, Chen and He, CVPR 2021). It divides by B and not by
+    B − 1, so it never exceeds 1; B embeddings drawn evenly give about √(1 − 1/B).
 
     Args:
         embeddings: Embeddings (B, D) of any length.
