@@ -12,9 +12,9 @@ from bsr_plugins.archs.msrn_arch import MSRN
 from bsr_plugins.archs.redsr_arch import OracleEncoder, ReDSR, ReDSRDegrader, ReDSREncoder
 from bsr_plugins.archs.representation_net import RepresentationNet
 
-for module in iter_modules(__path__):
-    if module.name.endswith(("_arch", "_backbone")):
-        import_module(f"{__name__}.{module.name}")
+for _file in iter_modules(__path__):
+    if _file.name.endswith(("_arch", "_backbone")):
+        import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
     "BACKBONES",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from runpy import run_path
@@ -77,6 +78,15 @@ def test_the_residual_of_the_body_goes_around_the_groups() -> None:
     shallow = net.backbone.head(image)
     deep = net.backbone.groups[1](net.backbone.groups[0](shallow, representation), representation)
     assert torch.equal(net.backbone(image, representation), net.backbone.tail(deep + shallow))
+
+
+def test_names_in_checkpoints_stay() -> None:
+    names = {re.sub(r"\.\d+\.", ".N.", name) for name in small_net().state_dict() if name.startswith("backbone.")}
+    block = "backbone.groups.N.blocks.N"
+    layers = [f"{block}.conv1", f"{block}.conv2", "backbone.groups.N.conv"]
+    layers += ["backbone.conv_first", "backbone.upsample.N", "backbone.conv_last"]
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert names == expected | {f"{block}.fuse1.linear.weight", f"{block}.fuse2.linear.weight"}
 
 
 def test_stock_basicsr_builds_it() -> None:
