@@ -6,12 +6,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.blocks import integer, number
+from bsr_plugins.archs.arguments import check_channels, check_img_range
 from bsr_plugins.registration import register
 
 _LAYERS = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # width in units of num_feat, stride
 _NEGATIVE_SLOPE = 0.1
-_LOWEST_IMG_RANGE = 1e-3
 
 
 class _NormalisedConv2d(nn.Conv2d):
@@ -29,33 +28,32 @@ class ContrastiveEncoder(nn.Module):
     """Estimate a representation of the degradation of an image.
 
     The encoder of DASR (Wang et al., CVPR 2021), which AACL takes over: six 3×3 convolutions, each with batch
-    normalisation and LeakyReLU(0.1), of widths 64-64-128-128-256-256, stride 2 at the third and fifth, and
-    the average over all positions. DASR's sees images in [0, 255], which is `img_range: 255`: the first batch
-    normalisation takes the factor out, so it matters only for weights that were trained with it.
+    normalisation and LeakyReLU(0.1), of widths 64-64-128-128-256-256, stride 2 at the third and fifth, and the average
+    over all positions. DASR's sees images in [0, 255], which is `img_range: 255`: the first batch normalisation takes
+    the factor out, so it matters only for weights that were trained with it.
 
     Shape: images (B, num_in_ch, h, w) of any size to representations (B, 4·num_feat). In training mode batch
-    normalisation wants more than one value per channel: a single image must have a side above 4 pixels.
-
-    In training mode batch normalisation takes the biases of the convolutions out again, and their gradients are 0. They
-    would be rounding errors otherwise, of which Adam makes whole steps.
+    normalisation needs more than one value per channel: a single image must have a side above 4 pixels. It also takes
+    the biases of the convolutions out again, so their gradients are set to 0: Adam would make whole steps of their
+    rounding errors.
 
     Args:
-        num_in_ch: Channels of the image.
-        num_feat: Width of the first two layers; 64 as published gives a representation of 256.
-        img_range: Factor on the image.
+        num_in_ch: Channels of the image, in [1, 4096].
+        num_feat: Width of the first two layers, in [1, 4096]; 64 as published gives a representation of 256.
+        img_range: Factor on the image, in [0.001, 65535].
 
     Attributes:
         representation_dim: Size of the representation, 4·num_feat.
 
     Raises:
-        OptionError: A width is no whole number above 0, or the range not above 0.
+        OptionError: An argument is out of its range.
     """
 
     def __init__(self, num_in_ch: int = 3, num_feat: int = 64, img_range: float = 1.0) -> None:
         super().__init__()
-        width = integer(num_in_ch, "ContrastiveEncoder.num_in_ch", 1)
-        integer(num_feat, "ContrastiveEncoder.num_feat", 1)
-        self.img_range = number(img_range, "ContrastiveEncoder.img_range", _LOWEST_IMG_RANGE)
+        check_channels(num_in_ch=num_in_ch, num_feat=num_feat)
+        self.img_range = check_img_range(img_range)
+        width = num_in_ch
         layers: list[nn.Module] = []
         for factor, stride in _LAYERS:
             layers += [

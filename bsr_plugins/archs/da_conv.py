@@ -1,17 +1,21 @@
-"""Degradation-aware convolution, block and group: how a representation steers features in DASR and ReDSR."""
+"""Degradation-aware convolution, block, group and network: how a representation steers features in DASR and ReDSR."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from basicsr.archs.arch_util import Upsample
 from torch import Tensor, nn
 
+from bsr_plugins.archs.arguments import DIV2K_MEAN
 from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
-from bsr_plugins.archs.residual_group import ResidualGroup
+from bsr_plugins.archs.representation_net import ResidualGroup
 
 _TAPS = 3
+_CHANNELS = 3
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
 
 
@@ -20,16 +24,14 @@ class DAShape:
     """What the blocks of a network have in common.
 
     Attributes:
-        num_feat: Channels of the features.
-        representation_dim: Size of the representation that steers a block.
-        reduction: The hidden layer of the channel attention has `representation_dim // reduction` channels.
-        act: Makes an activation; each place has one of its own, as it may have parameters.
+        num_feat: Channels of the features, and size of the vector that steers a block.
+        reduction: The hidden layer of the channel attention has `num_feat // reduction` channels.
+        act: Makes an activation; each place gets a new one, as it may have parameters.
         mix_taps: Taps of the convolution that mixes the channels after the dynamic one: 1 or 3.
         padding_mode: Padding of all 3×3 convolutions, the dynamic one too: `zeros` or `reflect`.
     """
 
     num_feat: int
-    representation_dim: int
     reduction: int
     act: Callable[[], nn.Module]
     mix_taps: int = 1
@@ -53,22 +55,22 @@ class DAConv(nn.Module):
 
     def __init__(self, shape: DAShape) -> None:
         super().__init__()
-        num_feat, dim = shape.num_feat, shape.representation_dim
+        num_feat, hidden = shape.num_feat, shape.num_feat // shape.reduction
         self.pad_mode = _PAD_MODES[shape.padding_mode]
         self.kernel = nn.Sequential(
-            nn.Linear(dim, num_feat, bias=False), shape.act(), nn.Linear(num_feat, num_feat * _TAPS**2, bias=False)
+            nn.Linear(num_feat, num_feat, bias=False), shape.act(), nn.Linear(num_feat, num_feat * _TAPS**2, bias=False)
         )
         self.act = shape.act()
         self.conv = shape.conv(shape.mix_taps)
         self.attention = nn.Sequential(
-            nn.Conv2d(dim, dim // shape.reduction, 1, bias=False),
+            nn.Conv2d(num_feat, hidden, 1, bias=False),
             shape.act(),
-            nn.Conv2d(dim // shape.reduction, num_feat, 1, bias=False),
+            nn.Conv2d(hidden, num_feat, 1, bias=False),
             nn.Sigmoid(),
         )
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Steer features (B, num_feat, H, W) by representations (B, representation_dim)."""
+        """Steer features (B, num_feat, H, W) by vectors (B, num_feat)."""
         kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)
         mixed: Tensor = self.conv(self.act(dynamic_depthwise_conv(x, kernels, self.pad_mode)))
         scaled: Tensor = x * self.attention(representation[:, :, None, None])
@@ -90,7 +92,7 @@ class DAB(nn.Module):
         self.conv2 = shape.conv()
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
+        """Map features (B, num_feat, H, W), steered by (B, num_feat), to such features."""
         out = self.act1(self.da_conv1(x, representation))
         out = self.act3(self.da_conv2(self.act2(self.conv1(out)), representation))
         residual: Tensor = self.conv2(out)
@@ -107,3 +109,42 @@ class DAG(ResidualGroup):
 
     def __init__(self, shape: DAShape, num_block: int) -> None:
         super().__init__([DAB(shape) for _ in range(num_block)], shape.conv())
+
+
+class DegradationAwareNet(nn.Module):
+    """DASR's SR network, which ReDSR takes over as its generator: a head, groups, sub-pixel upsampling, a residual.
+
+    Args:
+        shape: See `DAShape`.
+        num_group: Groups.
+        num_block: Blocks in each group.
+        upscale: 2, 3 or 4.
+        rgb_range: White's value in the images that come in; DIV2K's mean is taken out on this scale.
+    """
+
+    def __init__(self, shape: DAShape, num_group: int, num_block: int, upscale: int, rgb_range: float) -> None:
+        super().__init__()
+        # The shifts are convolutions, not buffers, because the parameters of the published networks count them.
+        self.sub_mean, self.add_mean = _shift(-rgb_range), _shift(rgb_range)
+        self.conv_first = nn.Conv2d(_CHANNELS, shape.num_feat, _TAPS, padding=1)
+        self.groups = nn.ModuleList(DAG(shape, num_block) for _ in range(num_group))
+        self.conv_after_body = shape.conv()
+        self.upsample = Upsample(upscale, shape.num_feat)
+        self.conv_last = nn.Conv2d(shape.num_feat, _CHANNELS, _TAPS, padding=1)
+
+    def forward(self, image: Tensor, representations: Sequence[Tensor]) -> Tensor:
+        """Super-resolve images (B, 3, h, w), given a vector (B, num_feat) for each group."""
+        shallow = self.conv_first(self.sub_mean(image))
+        deep = shallow
+        for group, representation in zip(self.groups, representations, strict=True):
+            deep = group(deep, representation)
+        sr: Tensor = self.add_mean(self.conv_last(self.upsample(self.conv_after_body(deep) + shallow)))
+        return sr
+
+
+def _shift(scale: float) -> nn.Conv2d:
+    """Make a fixed convolution that adds DIV2K's mean times a scale; BasicSR's `MeanShift` does not build on `meta`."""
+    conv = nn.Conv2d(_CHANNELS, _CHANNELS, 1).requires_grad_(False)
+    conv.weight.copy_(torch.eye(_CHANNELS)[:, :, None, None])
+    conv.bias.copy_(scale * torch.tensor(DIV2K_MEAN))  # type: ignore[union-attr]
+    return conv

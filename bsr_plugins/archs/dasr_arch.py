@@ -7,15 +7,14 @@ from functools import partial
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
+from bsr_plugins.archs.arguments import check_channels, check_depths, check_img_range, check_upscale
 from bsr_plugins.archs.contrastive_encoder_arch import ContrastiveEncoder
-from bsr_plugins.archs.da_conv import DAShape
-from bsr_plugins.archs.degradation_aware_net import DegradationAwareNet, NetShape
+from bsr_plugins.archs.da_conv import DAShape, DegradationAwareNet
 from bsr_plugins.archs.representation_net import RepresentationNet
-from bsr_plugins.blocks import integer, number
+from bsr_plugins.blocks import integer
 from bsr_plugins.registration import register
 
 _NEGATIVE_SLOPE = 0.1
-_LOWEST_IMG_RANGE = 1e-3
 
 
 @register(ARCH_REGISTRY)
@@ -31,9 +30,9 @@ class DASR(RepresentationNet):
     1,147,200 are the encoder's and 24 the fixed shifts by the mean.
 
     Args:
-        num_feat: Channels of the features, and size of the compressed representation.
-        num_group: Groups.
-        num_block: Blocks in each group.
+        num_feat: Channels of the features, and size of the compressed representation, in [1, 4096].
+        num_group: Groups, in [1, 1000].
+        num_block: Blocks in each group, in [1, 1000].
         reduction: Reduction of the channel attention, at most `num_feat`.
         upscale: 2, 3 or 4.
         encoder_num_feat: Width of the encoder; the representation has 4 times as many numbers.
@@ -46,6 +45,8 @@ class DASR(RepresentationNet):
         OptionError: An argument is out of its range.
     """
 
+    encoder: ContrastiveEncoder
+
     def __init__(
         self,
         num_feat: int = 64,
@@ -57,19 +58,17 @@ class DASR(RepresentationNet):
         img_range: float = 255.0,
     ) -> None:
         super().__init__()
-        shape = NetShape(num_feat, num_group, num_block, reduction, upscale)
-        self.img_range = number(img_range, "network_g.img_range", _LOWEST_IMG_RANGE)
-        width = integer(encoder_num_feat, "network_g.encoder_num_feat", 1)
+        check_channels(num_feat=num_feat, encoder_num_feat=encoder_num_feat)
+        check_depths(num_group=num_group, num_block=num_block)
+        integer(reduction, "reduction", 1, num_feat)
+        check_upscale(upscale)
+        self.img_range = check_img_range(img_range)
         act = partial(nn.LeakyReLU, _NEGATIVE_SLOPE, inplace=True)
         self.num_group = num_group
-        self.encoder = ContrastiveEncoder(3, width, self.img_range)
+        self.encoder = ContrastiveEncoder(3, encoder_num_feat, self.img_range)
         self.compress = nn.Sequential(nn.Linear(self.encoder.representation_dim, num_feat, bias=False), act())
-        self.generator = DegradationAwareNet(shape, DAShape(num_feat, num_feat, reduction, act), self.img_range)
-
-    def encode(self, lq: Tensor) -> Tensor:
-        """Map LR images (B, 3, h, w), RGB in [0, 1], to representations (B, 4·encoder_num_feat)."""
-        representation: Tensor = self.encoder(lq)
-        return representation
+        blocks = DAShape(num_feat, reduction, act)
+        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, self.img_range)
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
         """Super-resolve LR images (B, 3, h, w) with representations (B or 1, 4·encoder_num_feat)."""

@@ -1,4 +1,4 @@
-"""Degradation representation fusion: layer, block and group that bring a representation into feature maps."""
+"""Degradation representation fusion: layer, block and group that bring a representation into features."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.archs.residual_group import ResidualGroup
+from bsr_plugins.archs.representation_net import ResidualGroup
+from bsr_plugins.errors import BSRError
 
 _NEGATIVE_SLOPE = 0.1
 
 
 class DRF(nn.Module):
-    """Fuse a representation into feature maps: one scale per channel, `x + x·s`.
+    """Fuse a representation into feature maps or tokens: one scale per channel, `x + x·s`.
 
-    `s` is a bias-free linear map of the representation followed by LeakyReLU(0.1), as in AACL's released
-    fusion module; the paper itself is at hand as an abstract only, which names the block and gives no
-    formula.
+    `s` is a bias-free linear map of the representation followed by LeakyReLU(0.1), as in AACL's released fusion module;
+    the paper's abstract names the block and gives no formula. What follows the fusion, an activation for feature maps
+    and none for tokens, is the block's business.
+
+    Shape: feature maps (B, num_feat, H, W) or tokens (B, N, num_feat), with representations (B or 1,
+    representation_dim), to such features.
 
     Args:
         representation_dim: Size of the representation.
-        num_feat: Channels of the feature maps.
+        num_feat: Channels of the features.
     """
 
     def __init__(self, representation_dim: int, num_feat: int) -> None:
@@ -28,8 +32,18 @@ class DRF(nn.Module):
         self.linear = nn.Linear(representation_dim, num_feat, bias=False)
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Scale feature maps (B, num_feat, H, W) by representations (B, representation_dim)."""
-        scale = F.leaky_relu(self.linear(representation), _NEGATIVE_SLOPE)[:, :, None, None]
+        """Scale features by representations.
+
+        Raises:
+            BSRError: The features are neither maps (B, num_feat, H, W) nor tokens (B, N, num_feat).
+        """
+        scale = F.leaky_relu(self.linear(representation), _NEGATIVE_SLOPE)
+        if x.dim() == 4:
+            scale = scale[:, :, None, None]
+        elif x.dim() == 3:
+            scale = scale[:, None]
+        else:
+            raise BSRError(f"DRF: features of shape {tuple(x.shape)}, expected (B, C, H, W) or (B, N, C)")
         # One pass over x; x * (1 + scale) would round small scales away in bfloat16.
         return torch.addcmul(x, x, scale)
 
@@ -37,9 +51,8 @@ class DRF(nn.Module):
 class DRFB(nn.Module):
     """Degradation representation fusion block: two fusions, two convolutions, a residual.
 
-    The order is that of AACL's released module: DRF, LeakyReLU, 3×3 convolution, LeakyReLU, and the same
-    again without the last activation, plus the input. The slope 0.1 of these activations is ours, taken from
-    the fusion layer.
+    The order is that of AACL's released module: DRF, LeakyReLU, 3×3 convolution, LeakyReLU, and the same again without
+    the last activation, plus the input. The slope 0.1 of these activations is ours, taken from the fusion layer.
 
     Args:
         representation_dim: Size of the representation.

@@ -1,4 +1,4 @@
-"""Depthwise convolution with kernels of each sample's own, which the networks of DASR and ReDSR are made of."""
+"""Depthwise convolution with other kernels for each sample, the core of the networks of DASR and ReDSR."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.nn.grad import conv2d_weight
 from bsr_plugins.errors import BSRError
 
 _PADDING_MODES = ("constant", "reflect")
-_PIXELS = 2**19  # of the planes in one pass: these, padded, and the result fit in a core's share of the cache
-_PLANES = 16  # passes are of a multiple of them, as a vector of float32 can hold so many
+_PIXELS = 2**19  # in the planes of one pass: planes, padded, and result fit in a core's share of the cache
+_PLANES = 16  # a pass has a multiple of these planes, as a vector register holds 16 float32
 
 
 def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "constant") -> Tensor:
-    """Convolve every channel of every sample with a kernel of its own; sizes are kept.
+    """Convolve every channel of every sample with another kernel; sizes are kept.
 
     The plain way is one `conv2d` with groups = batch × channels, over a padded copy. On a CPU the copies that it makes
-    of whole batches cost more than the sums, in the backward pass above all. There this one goes in passes over few
-    enough planes that a cache holds them, backwards too, and keeps no padded copy; every sum is the same
-    (`tools/bench_train_step.py` measures both). Elsewhere, and where a compiler looks on, it is the plain way.
+    of whole batches cost more than the sums, in the backward pass above all. There this function works in passes over
+    few enough planes for the cache, backwards too, and keeps no padded copy; every sum is the same. On other devices,
+    and under a compiler, it is the plain way.
 
     Args:
         x: Features (B, C, H, W).
@@ -43,16 +43,15 @@ def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "cons
     if padding_mode not in _PADDING_MODES:
         expected = " or ".join(map(repr, _PADDING_MODES))
         raise BSRError(f"dynamic_depthwise_conv: padding_mode {padding_mode!r}, expected {expected}")
-    way = _DepthwiseConv.apply if _worth_an_own_backward(x) else _convolve
-    # The view is made out here: autograd lets nobody write into one that a function of one's own has made.
+    way = _DepthwiseConv.apply if _is_faster_in_passes(x) else _convolve
+    # The view is made here, as autograd allows no writing into a view that a custom function has made.
     result: Tensor = way(x.flatten(0, 1), kernels.flatten(0, 1), padding_mode).view(x.shape)
     return result
 
 
-def _worth_an_own_backward(x: Tensor) -> bool:
-    """Say whether to go in passes: where they are faster, and nobody wants to look into them."""
-    looked_into = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not looked_into
+def _is_faster_in_passes(x: Tensor) -> bool:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not traced
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -84,7 +83,7 @@ class _DepthwiseConv(torch.autograd.Function):
 
 
 def _passes(planes: Tensor) -> Iterator[slice]:
-    """Divide planes (N, H, W) into what is to be worked on at a time."""
+    """Divide planes (N, H, W) into passes."""
     count = max(_PIXELS // max(_PLANES * planes.shape[1] * planes.shape[2], 1), 1) * _PLANES
     return (slice(start, start + count) for start in range(0, len(planes), count))
 
@@ -104,12 +103,12 @@ def _correlate(planes: Tensor, grad: Tensor, taps: int, padding_mode: str) -> Te
 
 
 def _spread(grad: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
-    """Return the gradient of the planes from that of the result: a convolution with the kernels turned round."""
+    """Return the gradient of the planes from that of the result: a convolution with the kernels rotated by 180°."""
     radius, turned = kernels.shape[-1] // 2, kernels.flip(-2, -1)
     if padding_mode == "constant" or radius == 0:
         return _convolve(grad, turned, "constant")
     padded = F.conv2d(grad[None], turned[:, None], padding=2 * radius, groups=len(grad))[0]
-    for side in (padded, padded.transpose(-2, -1)):  # what has come to lie outside belongs to whom it mirrors
+    for side in (padded, padded.transpose(-2, -1)):  # what lies outside belongs to the pixel that it mirrors
         side[:, radius + 1 : 2 * radius + 1] += side[:, :radius].flip(1)
         side[:, -2 * radius - 1 : -radius - 1] += side[:, -radius:].flip(1)
     return padded[:, radius:-radius, radius:-radius]

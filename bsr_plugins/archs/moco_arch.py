@@ -11,27 +11,30 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bsr_plugins.archs.arguments import check_channels
 from bsr_plugins.blocks import build_from_block, integer, number
-from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.errors import OptionError
+from bsr_plugins.precision import at_least_float32
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
 from bsr_plugins.whole_batch import gather_batch
 
 _NEGATIVE_SLOPE = 0.1
 _QUEUE_SEED = 0
+_LONGEST_QUEUE = 2**24
 
 
 @register(ARCH_REGISTRY)
 class MoCo(nn.Module):
-    """What contrastive training needs besides the encoder (MoCo, He et al., CVPR 2020; settings of DASR).
+    """Key side and queue of contrastive training (MoCo, He et al., CVPR 2020; settings of DASR).
 
-    A network for training only, the option file's `network_moco`: the projection head of the queries, a key
-    encoder and key projection that follow the trained ones with momentum, and a queue of past keys. All of it
-    is in the state dict, so a resumed run meets the queue it left; DASR's released code loses queue and key
-    encoder, does not gather keys over GPUs and lets the key encoder stand still under data parallelism. Batch
-    normalisation in the encoders sees a rank's part of the batch; the training models let it see all ranks'.
+    A network for training only, the option file's `network_moco`: the projection head of the queries, a key encoder and
+    key projection that follow the trained ones with momentum, and a queue of past keys. All of it is in the state dict,
+    so a resumed run has the queue it left. DASR's released code loses queue and key encoder, does not gather keys over
+    GPUs and lets the key encoder stand still under data parallelism. Batch normalisation in the encoders sees a rank's
+    part of the batch; the training models let it see all ranks'.
 
-    The order of a step, which keeps the queue unchanged for as long as autograd needs it:
+    The order of a step keeps the queue unchanged for as long as autograd needs it:
 
     1. `query, keys = moco(representation, key_lq)`
     2. the loss with `moco.queue` as the negatives, and `queue_accuracy`
@@ -42,23 +45,22 @@ class MoCo(nn.Module):
     With accumulated gradients 4 comes once for each step of the optimiser, 5 after each backward.
 
     Args:
-        encoder: Block that builds the key encoder, the same as the trained one; `{type: ContrastiveEncoder}`
-            if left out. It may name any registered arch with an attribute `representation_dim`.
-        dim: Size of the representation and of the keys.
-        queue_size: Number of keys in the queue; no multiple of anything.
+        encoder: Block that builds the key encoder, equal to the trained one: any arch with an attribute
+            `representation_dim`. Default: `{type: ContrastiveEncoder}`.
+        dim: Size of the representation and of the keys, in [1, 4096].
+        queue_size: Number of keys in the queue, in [1, 16777216]; it need not be a multiple of the batch.
         momentum: Share of its old value that a key parameter keeps at each update, in [0, 1].
 
     Attributes:
         projection_q: The trained head: linear, LeakyReLU(0.1), linear, as in DASR.
         key_encoder: Follows the trained encoder; takes no gradient.
         projection_k: Follows `projection_q`; takes no gradient.
-        queue: Unit vectors (dim, queue_size). It starts with random ones, as in MoCo, the same in every run.
+        queue: Unit vectors (dim, queue_size). It starts with random ones, as in MoCo, equal in every run.
         queue_ptr: Where the next key goes.
         queue_filled: How many entries are keys and no longer random vectors.
 
     Raises:
-        OptionError: An argument is out of its range, or the encoder's block is unusable or does not give
-            `dim` numbers.
+        OptionError: An argument is out of its range, or the encoder's block is unusable or does not give `dim` numbers.
     """
 
     queue: Tensor
@@ -73,17 +75,14 @@ class MoCo(nn.Module):
         momentum: float = 0.999,
     ) -> None:
         super().__init__()
-        integer(dim, "network_moco.dim", 1)
-        integer(queue_size, "network_moco.queue_size", 1)
-        self.momentum = number(momentum, "network_moco.momentum", 0.0, 1.0)
+        check_channels(dim=dim)
+        integer(queue_size, "queue_size", 1, _LONGEST_QUEUE)
+        self.momentum = number(momentum, "momentum", 0.0, 1.0)
         self.key_encoder = _build_encoder({"type": "ContrastiveEncoder"} if encoder is None else encoder, dim)
-        self.projection_q = nn.Sequential(
-            nn.Linear(dim, dim), nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True), nn.Linear(dim, dim)
-        )
-        self.projection_k = copy.deepcopy(self.projection_q)
+        act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+        self.projection_q = nn.Sequential(nn.Linear(dim, dim), act, nn.Linear(dim, dim))
+        self.projection_k = copy.deepcopy(self.projection_q).requires_grad_(False)
         self.key_encoder.requires_grad_(False)
-        self.projection_k.requires_grad_(False)
-
         start = torch.randn(dim, queue_size, generator=generator_at(_QUEUE_SEED, "moco queue"))
         self.register_buffer("queue", F.normalize(start, dim=0))
         self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))
@@ -94,12 +93,11 @@ class MoCo(nn.Module):
 
         Args:
             representation: Representations (B, dim) from the trained encoder.
-            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M
-                (B, M, C, h, w).
+            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M (B, M, C,
+                h, w).
 
         Returns:
-            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32
-            at least.
+            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32 at least.
         """
         query = _to_unit(self.projection_q(representation))
         with torch.no_grad():
@@ -111,7 +109,7 @@ class MoCo(nn.Module):
         """Copy the trained encoder and projection into the key side, parameters and buffers; for a fresh run.
 
         Raises:
-            BSRError: The key encoder is not built like `encoder`.
+            OptionError: See `check_encoder`.
         """
         for key_net, net in self._pairs(encoder):
             key_net.load_state_dict(net.state_dict())
@@ -120,11 +118,11 @@ class MoCo(nn.Module):
     def update_key_encoder(self, encoder: nn.Module) -> None:
         """Move each key parameter to `momentum`·key + (1 − `momentum`)·trained.
 
-        Batch normalisation's running statistics are no parameters and are left alone: the key encoder has its
-        own, from its own forward passes in training mode.
+        Batch normalisation's running statistics stay as they are: the key encoder's come from its forward passes in
+        training mode.
 
         Raises:
-            BSRError: The key encoder is not built like `encoder`.
+            OptionError: See `check_encoder`.
         """
         for key_net, net in self._pairs(encoder):
             for key, trained in zip(key_net.parameters(), net.parameters(), strict=True):
@@ -134,21 +132,18 @@ class MoCo(nn.Module):
     def enqueue(self, keys: Tensor) -> None:
         """Put the keys of all ranks into the queue, in the place of the oldest.
 
-        All ranks get the same queue, which is that of one process with their batches together. The queue goes
-        round at its end, wherever that falls in the batch.
+        All ranks get the same queue, which is that of one process with their batches together. The queue wraps around
+        at its end, wherever that falls in the batch.
 
         Args:
             keys: Keys (B, dim) or (B, M, dim), as many on each rank.
 
         Raises:
-            BSRError: There are more keys than places.
+            OptionError: There are more keys than places.
         """
         gathered = gather_batch(keys.detach()).flatten(0, -2)
         count, size = len(gathered), self.queue.shape[1]
-        if count > size:
-            raise BSRError(
-                f"network_moco.queue_size: {size}, expected at least {count}, the number of keys in one step"
-            )
+        self.check_queue(count)
         places = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
         self.queue.index_copy_(1, places, gathered.T.to(self.queue))
         self.queue_ptr.add_(count).remainder_(size)
@@ -158,8 +153,8 @@ class MoCo(nn.Module):
     def queue_accuracy(self, query: Tensor, keys: Tensor) -> Tensor:
         """Measure how often a positive is nearer to its query than every key in the queue.
 
-        The random vectors of the start do not count: they are nearly orthogonal to anything, and beating them
-        is trivial. Chance is 1 / (1 + `queue_filled`).
+        The random vectors of the start do not count: they are nearly orthogonal to anything, so beating them is
+        trivial. Chance is 1 / (1 + `queue_filled`).
 
         Args:
             query: Queries (B, dim).
@@ -168,70 +163,60 @@ class MoCo(nn.Module):
         Returns:
             Fraction of the (query, positive) pairs, 0-dim, in [0, 1]; 0 while the queue has no keys.
         """
-        dtype = self.queue.dtype
+        query = query.to(self.queue)
         with torch.autocast(query.device.type, enabled=False):
-            query = query.to(dtype)
-            positive = torch.einsum("bd,bmd->bm", query, _with_views(keys).to(dtype))
+            positive = torch.einsum("bd,bmd->bm", query, keys.to(query).reshape(len(query), -1, query.shape[1]))
             negative = query @ self.queue
         unfilled = torch.arange(self.queue.shape[1], device=query.device) >= self.queue_filled
         hardest = negative.masked_fill(unfilled, float("-inf")).amax(dim=1, keepdim=True)
-        accuracy = (positive > hardest).to(dtype).mean()
-        return torch.where(self.queue_filled > 0, accuracy, torch.zeros_like(accuracy))
+        return (positive > hardest).to(query).mean() * (self.queue_filled > 0)
 
     def check_encoder(self, encoder: nn.Module) -> None:
-        """Check that the key encoder is built like the trained one.
+        """Check that the key encoder is built like the trained one; errors name `encoder`, the argument of `MoCo`.
 
         Raises:
-            BSRError: It is not.
+            OptionError: It is not.
         """
-        ranges = [getattr(net, "img_range", None) for net in (self.key_encoder, encoder)]
-        if ranges[0] != ranges[1]:
-            raise BSRError(
-                f"network_moco.encoder.img_range: {ranges[0]}, expected {ranges[1]}, as in the encoder that is trained"
-            )
-        if _layout(self.key_encoder) != _layout(encoder):
-            raise BSRError(
-                f"network_moco.encoder: builds another network than the encoder that is trained, "
-                f"expected the same ({type(encoder).__name__}, {_count(encoder):,} parameters, "
-                f"against {type(self.key_encoder).__name__}, {_count(self.key_encoder):,})"
+        both = self.key_encoder, encoder
+        ours, trained = (getattr(net, "img_range", None) for net in both)
+        if ours != trained:
+            raise OptionError(f"encoder.img_range: {ours}, expected {trained}, as in the encoder that is trained")
+        our_layout, layout = ([(name, value.shape) for name, value in net.state_dict().items()] for net in both)
+        if our_layout != layout:
+            ours, trained = (f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,}" for net in both)
+            raise OptionError(
+                f"encoder: builds another network than the encoder that is trained, expected the same ({trained} "
+                f"parameters, against {ours})"
             )
 
+    def check_queue(self, keys: int) -> None:
+        """Check that the queue holds the keys of one step of all ranks.
+
+        Raises:
+            OptionError: It does not.
+        """
+        if keys > self.queue.shape[1]:
+            raise OptionError(f"queue_size: {self.queue.shape[1]}, expected at least {keys}, the keys of one step")
+
     def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Pair each key network with its trained one, and check that they are alike."""
+        """Pair each key network with its trained one, which has to be alike."""
         self.check_encoder(encoder)
         return [(self.key_encoder, encoder), (self.projection_k, self.projection_q)]
 
 
 def _build_encoder(block: Mapping[str, Any], dim: int) -> nn.Module:
     """Build the key encoder and check that it gives `dim` numbers."""
-    encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "network_moco.encoder")
+    encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "encoder")
     if not hasattr(encoder, "representation_dim"):
         raise OptionError(
-            f"network_moco.encoder.type: {block['type']!r} is no encoder, "
-            f"expected an arch with the attribute representation_dim"
+            f"encoder.type: {block['type']!r} is no encoder, expected an arch with the attribute representation_dim"
         )
     if encoder.representation_dim != dim:
         raise OptionError(
-            f"network_moco.dim: {dim}, expected {encoder.representation_dim}, as network_moco.encoder gives"
+            f"dim: {dim}, expected {encoder.representation_dim}, which is the size that the encoder gives"
         )
     return encoder
 
 
 def _to_unit(vectors: Tensor) -> Tensor:
-    """Scale the last dimension to length 1, in float32 at least."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def _with_views(keys: Tensor) -> Tensor:
-    """Give keys (B, dim) or (B, M, dim) as (B, M, dim)."""
-    return keys.unsqueeze(1) if keys.dim() == 2 else keys
-
-
-def _layout(net: nn.Module) -> list[tuple[str, torch.Size]]:
-    """List names and shapes of the tensors of a network."""
-    return [(name, value.shape) for name, value in net.state_dict().items()]
-
-
-def _count(net: nn.Module) -> int:
-    """Count the parameters of a network."""
-    return sum(parameter.numel() for parameter in net.parameters())
+    return F.normalize(at_least_float32(vectors), dim=-1)

@@ -10,13 +10,15 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.archs.degradation_aware_net import check_upscale
-from bsr_plugins.blocks import integer, number
-from bsr_plugins.errors import OptionError
+from bsr_plugins.archs.arguments import (
+    DIV2K_MEAN,
+    channel_means,
+    check_channels,
+    check_depths,
+    check_img_range,
+    check_upscale,
+)
 from bsr_plugins.registration import register
-
-_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
-_LOWEST_IMG_RANGE = 1e-3
 
 
 class MultiScaleBlock(nn.Module):
@@ -59,11 +61,11 @@ class MSRN(nn.Module):
     Args:
         num_in_ch: Channels of LR images.
         num_out_ch: Channels of SR images.
-        num_feat: Channels of the features.
-        num_block: Blocks.
+        num_feat: Channels of the features, in [1, 4096].
+        num_block: Blocks, in [1, 1000].
         upscale: 2, 3 or 4.
         img_range: Factor on the image.
-        rgb_mean: Mean of the images in [0, 1], taken out first and added at last: a number for each of `num_in_ch`
+        rgb_mean: Mean of the images in [0, 1], subtracted first and added last: a number for each of `num_in_ch`
             channels, of which `num_out_ch` must then be as many; None for no shift. Default: DIV2K's.
 
     Raises:
@@ -80,16 +82,15 @@ class MSRN(nn.Module):
         num_block: int = 8,
         upscale: int = 4,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] | None = _DIV2K_MEAN,
+        rgb_mean: Sequence[float] | None = DIV2K_MEAN,
     ) -> None:
         super().__init__()
-        sizes = {"num_in_ch": num_in_ch, "num_out_ch": num_out_ch, "num_feat": num_feat, "num_block": num_block}
-        for key, size in sizes.items():
-            integer(size, f"network_g.{key}", 1)
-        check_upscale(upscale, "network_g.upscale")
-        self.img_range = number(img_range, "network_g.img_range", _LOWEST_IMG_RANGE)
-        # Not in the state dict: it comes from the options, as the factor does.
-        self.register_buffer("mean", _checked_mean(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        check_channels(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat)
+        check_depths(num_block=num_block)
+        check_upscale(upscale)
+        self.img_range = check_img_range(img_range)
+        # The mean comes from the options, so the state dict does not hold it.
+        self.register_buffer("mean", channel_means(rgb_mean, num_in_ch, num_out_ch), persistent=False)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.ModuleList(MultiScaleBlock(num_feat) for _ in range(num_block))
         self.bottleneck = nn.Conv2d((num_block + 1) * num_feat, num_feat, 1)
@@ -107,16 +108,3 @@ class MSRN(nn.Module):
         fused = self.conv_after_body(self.bottleneck(torch.cat([*outputs[1:], shallow], 1)))
         sr: Tensor = self.conv_last(self.upsample(fused))
         return sr / self.img_range + mean
-
-
-def _checked_mean(rgb_mean: object, num_in_ch: int, num_out_ch: int) -> Tensor:
-    """Return the mean of each channel, shape (1, channels, 1, 1), one zero for all where there is no shift."""
-    if rgb_mean is None:
-        return torch.zeros(1, 1, 1, 1)
-    if not isinstance(rgb_mean, list | tuple) or not len(rgb_mean) == num_in_ch == num_out_ch:
-        raise OptionError(
-            f"network_g.rgb_mean: {rgb_mean!r}, expected a number for each of {num_in_ch} channels in and "
-            f"{num_out_ch} out, or null"
-        )
-    means = [number(value, "network_g.rgb_mean", 0, 1) for value in rgb_mean]
-    return torch.tensor(means).view(1, -1, 1, 1)

@@ -1,22 +1,131 @@
-"""The network of ReDSR."""
+"""The networks of ReDSR: encoder, the oracle that replaces it in an ablation, the whole network, degrader."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bsr_plugins.archs.da_conv import DAShape
-from bsr_plugins.archs.degradation_aware_net import DegradationAwareNet, NetShape
-from bsr_plugins.archs.redsr_encoder_arch import OracleEncoder, ReDSREncoder
+from bsr_plugins.archs.arguments import check_channels, check_depths, check_upscale
+from bsr_plugins.archs.da_conv import DAB, DAShape, DegradationAwareNet
 from bsr_plugins.archs.representation_net import RepresentationNet
-from bsr_plugins.blocks import build_from_block
-from bsr_plugins.errors import BSRError
+from bsr_plugins.blocks import build_from_block, integer
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.registration import register
 
+_REDUCING = (4, 2, 1)  # taps, stride, padding of the encoder's layers
+_KEEPING = (5, 1, 2)
+_WIDTHS = (1, 1, 2, 2, 4)  # of all its layers but the last, in units of num_feat
+_SMALLEST_SIDE = 24  # below, reflection at its last layer would need more pixels than there are
+_ORACLE_HIDDEN_LAYERS = 4
+_MOST_TAPS = 255
 _RGB_RANGE = 1.0
+_DEGRADER_BLOCKS = 3
+_TAPS = 3
+_ATTENTION_STD = 0.02
+
+
+@register(ARCH_REGISTRY)
+class ReDSREncoder(nn.Module):
+    """Estimate a representation of the degradation of an image (ReDSR, Eq. 2).
+
+    The paper's text says five 5×5 convolutions without batch normalisation; its parameter count and the released
+    network have six, 4×4 with stride 2 and 5×5 with stride 1 in turn, with reflected borders and PReLU, of widths
+    64-64-128-128-256-64, and the average over all positions. This is the latter, with 1,580,742 parameters.
+
+    Shape: images (B, 3, h, w), h, w ≥ 24, to representations (B, representation_dim).
+
+    Args:
+        num_feat: Width of the first two layers, in [1, 4096].
+        representation_dim: Size of the representation, C in the paper, in [1, 4096].
+
+    Attributes:
+        representation_dim: Size of the representation.
+        smallest_side: The shortest side that an LR image may have.
+
+    Raises:
+        OptionError: A width is out of its range.
+    """
+
+    smallest_side = _SMALLEST_SIDE
+
+    def __init__(self, num_feat: int = 64, representation_dim: int = 64) -> None:
+        super().__init__()
+        check_channels(num_feat=num_feat, representation_dim=representation_dim)
+        layers: list[nn.Module] = []
+        width = 3
+        for index, out in enumerate([*(factor * num_feat for factor in _WIDTHS), representation_dim]):
+            taps, stride, padding = _KEEPING if index % 2 else _REDUCING
+            layers += [nn.Conv2d(width, out, taps, stride, padding, padding_mode="reflect"), nn.PReLU()]
+            width = out
+        self.features = nn.Sequential(*layers)
+        self.representation_dim = representation_dim
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """Map LR images (B, 3, h, w), RGB in [0, 1], to representations (B, representation_dim).
+
+        Raises:
+            BSRError: The images are smaller than 24 pixels.
+        """
+        if min(lq.shape[-2:]) < _SMALLEST_SIDE:
+            raise BSRError(
+                f"ReDSREncoder: LR images of {lq.shape[-2]}x{lq.shape[-1]} pixels, expected sides of at least "
+                f"{_SMALLEST_SIDE}"
+            )
+        features: Tensor = self.features(lq)
+        return features.mean(dim=(2, 3))
+
+
+@register(ARCH_REGISTRY)
+class OracleEncoder(nn.Module):
+    """Encode the true blur kernel instead of an image: model 9 of ReDSR's Table 2, an upper bound.
+
+    The paper says five fully-connected layers; their widths and activations are ours: hidden layers of `num_feat`
+    with PReLU.
+
+    Shape: kernels (B, k, k) to representations (B, representation_dim).
+
+    Args:
+        kernel_size: Taps k of the kernels, odd, at most 255.
+        num_feat: Width of the hidden layers, in [1, 4096].
+        representation_dim: Size of the representation, in [1, 4096].
+
+    Raises:
+        OptionError: A size is out of its range, or k is even.
+    """
+
+    def __init__(self, kernel_size: int = 21, num_feat: int = 64, representation_dim: int = 64) -> None:
+        super().__init__()
+        if integer(kernel_size, "kernel_size", 1, _MOST_TAPS) % 2 == 0:
+            raise OptionError(f"kernel_size: {kernel_size}, expected an odd number")
+        check_channels(num_feat=num_feat, representation_dim=representation_dim)
+        widths = [kernel_size**2, *[num_feat] * _ORACLE_HIDDEN_LAYERS, representation_dim]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.PReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.kernel_size = kernel_size
+        self.representation_dim = representation_dim
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """Map blur kernels (B, k, k) to representations (B, representation_dim).
+
+        Raises:
+            BSRError: They are of another size.
+        """
+        if kernel.shape[-2:] != (self.kernel_size, self.kernel_size):
+            raise BSRError(
+                f"OracleEncoder: kernels of {kernel.shape[-2]}x{kernel.shape[-1]} taps, expected {self.kernel_size}x"
+                f"{self.kernel_size}"
+            )
+        # In units of the uniform kernel, so that the numbers are about 1 whatever the size.
+        representation: Tensor = self.layers(kernel.flatten(1) * self.kernel_size**2)
+        return representation
 
 
 @register(ARCH_REGISTRY)
@@ -30,13 +139,13 @@ class ReDSR(RepresentationNet):
     1,580,742 are the encoder's and 24 the fixed shifts by the mean; ReDSR-L, `num_block: 10`, has 10,433,828.
 
     Args:
-        num_feat: Channels of the features, and size of what steers a block.
-        num_group: Groups.
-        num_block: Blocks in each group: 5, or 10 for ReDSR-L.
+        num_feat: Channels of the features, and size of what steers a block, in [1, 4096].
+        num_group: Groups, in [1, 1000].
+        num_block: Blocks in each group, in [1, 1000]: 5, or 10 for ReDSR-L.
         reduction: Reduction of the channel attention, at most `num_feat`.
         upscale: 2, 3 or 4.
-        encoder: Block of the encoder: `ReDSREncoder` (default), or `OracleEncoder`, which looks at the true blur kernel
-            instead of the image (model 9 of Table 2) and makes `forward` want `kernel`.
+        encoder: Block of the encoder: `ReDSREncoder` (default), or `OracleEncoder`, which sees the true blur kernel
+            instead of the image (model 9 of Table 2); `forward` needs `kernel` then.
 
     Attributes:
         encoder: The encoder.
@@ -44,6 +153,8 @@ class ReDSR(RepresentationNet):
     Raises:
         OptionError: An argument is out of its range, or the encoder's block cannot be used.
     """
+
+    encoder: ReDSREncoder | OracleEncoder
 
     def __init__(
         self,
@@ -55,16 +166,20 @@ class ReDSR(RepresentationNet):
         encoder: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        shape = NetShape(num_feat, num_group, num_block, reduction, upscale)
+        check_channels(num_feat=num_feat)
+        check_depths(num_group=num_group, num_block=num_block)
+        integer(reduction, "reduction", 1, num_feat)
+        check_upscale(upscale)
         encoders = {"ReDSREncoder": ReDSREncoder, "OracleEncoder": OracleEncoder}
         block = {"type": "ReDSREncoder"} if encoder is None else encoder
-        self.encoder: ReDSREncoder | OracleEncoder = build_from_block(block, encoders, "network_g.encoder")
+        self.encoder = build_from_block(block, encoders, "encoder")
         dim = self.encoder.representation_dim
         self.num_feat = num_feat
         self.compress = nn.Sequential(
             nn.Linear(dim, num_feat, bias=False), nn.PReLU(), nn.Linear(num_feat, num_group * num_feat)
         )
-        self.generator = DegradationAwareNet(shape, DAShape(num_feat, num_feat, reduction, nn.PReLU), _RGB_RANGE)
+        blocks = DAShape(num_feat, reduction, nn.PReLU)
+        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, _RGB_RANGE)
 
     @property
     def needs_kernel(self) -> bool:
@@ -72,15 +187,14 @@ class ReDSR(RepresentationNet):
         return isinstance(self.encoder, OracleEncoder)
 
     def encode(self, lq: Tensor) -> Tensor:
-        """Map LR images (B, 3, h, w), RGB in [0, 1], to representations (B, representation_dim).
+        """See `RepresentationNet.encode`.
 
         Raises:
-            BSRError: The encoder wants blur kernels.
+            BSRError: The encoder needs blur kernels.
         """
         if self.needs_kernel:
-            raise BSRError("ReDSR: the oracle encoder wants the blur kernel, expected forward(lq, kernel=...)")
-        representation: Tensor = self.encoder(lq)
-        return representation
+            raise BSRError("ReDSR: the oracle encoder needs the blur kernel, expected forward(lq, kernel=...)")
+        return super().encode(lq)
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
         """Super-resolve LR images (B, 3, h, w) with representations (B or 1, representation_dim)."""
@@ -95,23 +209,89 @@ class ReDSR(RepresentationNet):
         representation: Tensor | None = None,
         kernel: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Super-resolve images.
-
-        Args:
-            lq: LR images (B, 3, h, w), RGB in [0, 1].
-            return_representation: Give the representation as well.
-            representation: Representations (B, D) or (1, D) to use; the encoder does not run then.
-            kernel: True blur kernels (B, k, k), for the oracle encoder alone.
-
-        Returns:
-            SR images (B, 3, s·h, s·w), or these and the representation that was used.
+        """See `RepresentationNet.forward`; the oracle encoder also takes `kernel`, true blur kernels (B, k, k).
 
         Raises:
-            BSRError: The oracle encoder is given neither kernels nor a representation, or both; or the other kernels.
+            BSRError: The oracle encoder gets neither kernels nor a representation, or both; or the other gets kernels.
         """
         if kernel is not None:
             if not self.needs_kernel or representation is not None:
-                why = "a representation is given too" if self.needs_kernel else "the encoder looks at the image"
+                why = "a representation is given too" if self.needs_kernel else "the encoder sees the image"
                 raise BSRError(f"ReDSR: kernels were given, expected none, as {why}")
             representation = self.encoder(kernel)
         return super().forward(lq, return_representation, representation)
+
+
+@register(ARCH_REGISTRY)
+class ReDSRDegrader(nn.Module):
+    """Reproduce the LR image of an HR image, given the representation of its degradation (ReDSR, Eq. 3).
+
+    The paper takes DASR's SR network with a downscaler in the place of the upscaler; this is the released network:
+    three degradation-aware blocks at the size of the HR image, with reflected borders and a 3×3 convolution after the
+    dynamic one, each steered by its third of what an MLP makes of the representation; then a 3×3 convolution with
+    stride s that widens the features four times, and three that narrow them. It works on images in [0, 1] without a
+    shift by the mean. Released for ×4 alone: every window of the downscaler begins at HR pixel s·i, at the other
+    scales too, for which ×2 needs a pixel of reflected border at the bottom and right.
+
+    For training only: 1,237,924 parameters.
+
+    Args:
+        num_feat: Channels of the features, and size of what steers a block, in [1, 4096].
+        representation_dim: Size of the representation, in [1, 4096].
+        reduction: Reduction of the channel attention, at most `num_feat`.
+        scale: Factor from HR to LR: 2, 3 or 4; the generator's.
+
+    Raises:
+        OptionError: An argument is out of its range.
+    """
+
+    def __init__(self, num_feat: int = 64, representation_dim: int = 64, reduction: int = 4, scale: int = 4) -> None:
+        super().__init__()
+        check_channels(num_feat=num_feat, representation_dim=representation_dim)
+        integer(reduction, "reduction", 1, num_feat)
+        check_upscale(scale, "scale")
+        self.scale, self.num_feat, self.representation_dim = scale, num_feat, representation_dim
+        self.expand = nn.Sequential(
+            nn.Linear(representation_dim, num_feat),
+            nn.PReLU(),
+            nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat),
+            nn.PReLU(),
+        )
+        self.head = nn.Sequential(_conv(3, num_feat), nn.PReLU())
+        shape = DAShape(num_feat, reduction, nn.PReLU, mix_taps=_TAPS, padding_mode="reflect")
+        self.blocks = nn.ModuleList(DAB(shape) for _ in range(_DEGRADER_BLOCKS))
+        self.downscale = nn.Sequential(nn.Conv2d(num_feat, 4 * num_feat, _TAPS, stride=scale), nn.PReLU())
+        self.tail = nn.Sequential(
+            _conv(4 * num_feat, 2 * num_feat), nn.PReLU(), _conv(2 * num_feat, num_feat), nn.PReLU(), _conv(num_feat, 3)
+        )
+        self._start_attention()
+
+    def forward(self, gt: Tensor, representation: Tensor) -> Tensor:
+        """Map HR images (B, 3, H, W) in [0, 1] and representations (B, representation_dim) to (B, 3, H/s, W/s).
+
+        Raises:
+            BSRError: H or W is no multiple of the scale.
+        """
+        if gt.shape[-2] % self.scale or gt.shape[-1] % self.scale:
+            raise BSRError(
+                f"ReDSRDegrader: HR images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected multiples of {self.scale}"
+            )
+        features = self.head(gt)
+        for block, steer in zip(self.blocks, self.expand(representation).split(self.num_feat, dim=1), strict=True):
+            features = block(features, steer)
+        missing = max(_TAPS - self.scale, 0)
+        if missing:
+            features = F.pad(features, (0, missing, 0, missing), mode="reflect")
+        lq: Tensor = self.tail(self.downscale(features))
+        return lq
+
+    @torch.no_grad()
+    def _start_attention(self) -> None:
+        """Let the channel attention start near one half everywhere, as the released code does."""
+        for name, parameter in self.blocks.named_parameters():
+            if ".attention." in name and parameter.dim() == 4:  # a convolution, not an activation
+                nn.init.normal_(parameter, 0.0, _ATTENTION_STD)
+
+
+def _conv(num_in_ch: int, num_out_ch: int) -> nn.Conv2d:
+    return nn.Conv2d(num_in_ch, num_out_ch, _TAPS, padding=_TAPS // 2, padding_mode="reflect")

@@ -8,19 +8,18 @@ the part or file that it is in, e.g. `model_DP_state_dict.ConvNet.1.weight` and 
 
 from __future__ import annotations
 
-import io
-import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
+from bsr_plugins.atomic_file import StagedFile
 from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
@@ -32,7 +31,6 @@ _Rows = list[tuple[str, str]]  # prefix of released names, of ours; in the order
 PARAM_KEYS = ("params", "params_ema")
 _NUM_GROUP = 5
 _TRIPLING_CHANNELS = 9 * 64  # of the convolution before a pixel shuffle by 3
-_DASR_RANGE = 255.0
 _SHIFT_RTOL, _SHIFT_ATOL = 1e-3, 1e-6  # wide enough for weights in half precision
 _NAMED = 5  # so many names make a message; the rest is counted
 _PARTS = ("model_DP_state_dict", "model_RB_state_dict", "model_SRN_state_dict")
@@ -48,7 +46,7 @@ _OURS_ALONE = (*_FOLLOWERS, "net_moco.queue")
 
 
 def _under(released: str, ours: str, rows: Iterable[tuple[str, str]]) -> _Rows:
-    return [(f"{released}.{theirs}", f"{ours}.{own}") for theirs, own in rows]
+    return [(f"{released}.{theirs}", f"{ours}.{mine}") for theirs, mine in rows]
 
 
 # DASR's activations have no parameters, so its files have no tensors for some of these rows.
@@ -70,7 +68,7 @@ _DEGRADER = [
     *(("mlpA", "expand"), ("A_head.1", "head.0"), ("A_head.2", "head.1")),
     *(row for n in range(3) for row in _under(f"blk{n + 1}_A", f"blocks.{n}", _DEGRADER_BLOCK)),
     *(("A_tail.0", "downscale.0"), ("A_tail.1", "downscale.1")),
-    *((f"A_tail.{theirs}", f"tail.{own}") for own, theirs in enumerate((3, 4, 6, 7, 9))),
+    *((f"A_tail.{theirs}", f"tail.{n}") for n, theirs in enumerate((3, 4, 6, 7, 9))),
 ]
 # A padding, a convolution and an activation in each released layer; ours pads in the convolution.
 _ENCODER = [(f"ConvNet.{3 * n + 1 + k}", f"encoder.features.{2 * n + k}") for n in range(6) for k in (0, 1)]
@@ -88,51 +86,43 @@ def _generator(num_block: int) -> _Rows:
     return [*rows, ("tail.0", "generator.upsample"), ("tail.1", "generator.conv_last")]
 
 
-def _redsr_rows(num_block: int) -> _Rows:
-    encoder, degrader, generator = _PARTS
-    return [
-        *_under(encoder, "net_g", _ENCODER),
-        *_under(degrader, "net_degrader", _DEGRADER),
-        *_under(generator, "net_g", _generator(num_block)),
-    ]
-
-
-def _dasr_rows(num_block: int) -> _Rows:
-    encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
-    return [*_under("G", "net_g", _generator(num_block)), *encoder]
-
-
-def _redsr_options(num_block: int, upscale: int) -> Options:
-    return {
-        "network_g": {"type": "ReDSR", "num_block": num_block, "upscale": upscale},
-        "network_degrader": {"type": "ReDSRDegrader", "scale": upscale},
-    }
-
-
-def _dasr_options(num_block: int, upscale: int) -> Options:
-    return {
-        "network_g": {"type": "DASR", "num_block": num_block, "upscale": upscale, "img_range": _DASR_RANGE},
-        "network_moco": {"type": "MoCo", "encoder": {"type": "ContrastiveEncoder", "img_range": _DASR_RANGE}},
-    }
-
-
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     """A released code."""
 
     name: str
     white: float  # in its images
     companion: str  # our file beside net_g
-    options: Callable[[int, int], Options]  # for a number of blocks per group and a scale
-    rows: Callable[[int], _Rows]  # for a number of blocks per group
+
+    def options(self, num_block: int, upscale: int) -> Options:
+        """Return our blocks of options for these sizes."""
+        network_g = {"type": self.name, "num_block": num_block, "upscale": upscale}
+        if self is _REDSR:
+            return {"network_g": network_g, "network_degrader": {"type": "ReDSRDegrader", "scale": upscale}}
+        encoder = {"type": "ContrastiveEncoder", "img_range": self.white}
+        moco = {"type": "MoCo", "encoder": encoder}
+        return {"network_g": {**network_g, "img_range": self.white}, "network_moco": moco}
+
+    def rows(self, num_block: int) -> _Rows:
+        """Return the prefixes of names for a number of blocks per group."""
+        if self is _DASR:
+            encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
+            return [*_under("G", "net_g", _generator(num_block)), *encoder]
+        ours = ("net_g", _ENCODER), ("net_degrader", _DEGRADER), ("net_g", _generator(num_block))
+        return [row for part, (net, rows) in zip(_PARTS, ours, strict=True) for row in _under(part, net, rows)]
 
 
-_REDSR = _Kind("ReDSR", 1.0, "net_degrader", _redsr_options, _redsr_rows)
-_DASR = _Kind("DASR", _DASR_RANGE, "net_moco", _dasr_options, _dasr_rows)
+_REDSR = _Kind("ReDSR", 1.0, "net_degrader")
+_DASR = _Kind("DASR", 255.0, "net_moco")
 
 
-class _Plan:
-    """What files of one kind hold, with sizes read from the tensors of one of them.
+class _Checkpoint:
+    """A released file, or two of ours, and what such files hold; its names tell the sizes.
+
+    Args:
+        file: The file, for messages.
+        kind: The code that it is of.
+        tensors: What it holds, by the names there.
+        epoch: ReDSR's.
 
     Attributes:
         options: Our blocks of options.
@@ -140,52 +130,40 @@ class _Plan:
         ours: Our name for every released one, in the order of the released file.
     """
 
-    def __init__(self, kind: _Kind, tensors: Mapping[str, object]) -> None:
+    def __init__(self, file: Path, kind: _Kind, tensors: Mapping[str, Any], epoch: int | None) -> None:
+        self.file, self.kind, self.tensors, self.epoch = file, kind, tensors, epoch
         num_block = max(1, len({found[1] for name in tensors if (found := _BLOCK.search(name))}))
         upscale = _upscale(tensors)
-        self.kind = kind
         self.title = f"the released {kind.name} for ×{upscale} with {num_block} blocks per group"
         self.options = kind.options(num_block, upscale)
         archs = dict(iter(ARCH_REGISTRY))
-        networks = {
-            f"net_{key.removeprefix('network_')}": build_from_block(block, archs, key).state_dict()
-            for key, block in self.options.items()
+        states = {key: build_from_block(block, archs, key).state_dict() for key, block in self.options.items()}
+        self.initial = _flatten({key.replace("network_", "net_"): state for key, state in states.items()})
+        self.ours = {
+            released + name.removeprefix(ours): name
+            for released, ours in kind.rows(num_block)
+            for name in self.initial
+            if name.startswith(f"{ours}.")
         }
-        self.initial: dict[str, Tensor] = _flatten(networks)
-        self.ours = dict(_names(kind.rows(num_block), self.initial))
 
-    def check(self, file: Path, tensors: Mapping[str, object], expected: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return tensors by our names.
+    def fitting(self, expected: Mapping[str, str]) -> dict[str, Tensor]:
+        """Return the tensors by our names.
 
-        Args:
-            file: Where they are from.
-            tensors: Tensors by the names that they have there.
-            expected: Our name for each of those that have to be there.
-
-        Raises:
-            BSRError: A tensor is missing, unknown or of another shape, or the images' range is another one.
+        `expected` has our name for each tensor that has to be there. `BSRError` says which are missing, unknown or of
+        another shape, or that the images' range is another one.
         """
-        misfits = {n: _misfit(tensors[n], self.initial[ours]) for n, ours in expected.items() if n in tensors}
-        problems = [
-            *_listed("lacks", [repr(name) for name in expected if name not in tensors]),
-            *_listed("has the unknown", [repr(name) for name in tensors if name not in expected]),
-            *_listed("has misfits:", [f"{name!r} {misfit}" for name, misfit in misfits.items() if misfit]),
-        ]
-        if problems:
-            raise BSRError(f"{file}: {'; '.join(problems)}; expected the tensors of {self.title}")
-        found = {ours: value for n, ours in expected.items() if isinstance(value := tensors[n], Tensor)}
-        self._check_range(file, found)
-        return found
-
-    def _check_range(self, file: Path, found: Mapping[str, Tensor]) -> None:
-        """Check that the weights are for images on the scale that our network gives them."""
-        for name, value in found.items():
-            wanted = self.initial[name]
+        found = {ours: self.tensors[name] for name, ours in expected.items() if name in self.tensors}
+        misfits = ((name, _misfit(found[ours], self.initial[ours])) for name, ours in expected.items() if ours in found)
+        wrong = {"has misfits:": [f"{name!r} {misfit}" for name, misfit in misfits if misfit]}
+        _check_names(self.file, self.tensors, expected, wrong, f"the tensors of {self.title}")
+        for name, wanted in self.initial.items():
+            value = found.get(name, wanted)
             if "_mean." in name and not torch.allclose(value.to(wanted), wanted, _SHIFT_RTOL, _SHIFT_ATOL):
                 raise BSRError(
-                    f"{file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
+                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
                     f"expected {_numbers(wanted)}, which is DIV2K's in [0, {self.kind.white:g}]"
                 )
+        return found
 
 
 def convert(source: Path, folder: Path, force: bool = False) -> Options:
@@ -205,15 +183,18 @@ def convert(source: Path, folder: Path, force: bool = False) -> Options:
     Raises:
         BSRError: The source cannot be used, or the files cannot be written. Nothing has been written then.
     """
-    kind, tensors, epoch = _read_released(source)
-    plan = _Plan(kind, tensors)
-    found = plan.check(source, tensors, plan.ours)
-    networks = _unflatten({name: _initial(name, plan, found) for name in plan.initial})
+    released = _read_released(source)
+    found = released.fitting(released.ours)
+    for name in released.initial:
+        for follower, leader in _FOLLOWERS.items():
+            if name.startswith(follower):
+                found[name] = found[leader + name.removeprefix(follower)].clone()
+    networks = _unflatten({name: found.get(name, fresh) for name, fresh in released.initial.items()})
     contents: dict[str, dict[str, Any]] = {f"{name}.pth": {"params": state} for name, state in networks.items()}
-    if epoch is not None:
-        contents["net_g.pth"]["epoch"] = epoch
+    if released.epoch is not None:
+        contents["net_g.pth"]["epoch"] = released.epoch
     _write(folder, contents, force)
-    return plan.options
+    return released.options
 
 
 def convert_back(source: Path, file: Path, param_key: str = "params", force: bool = False) -> None:
@@ -234,35 +215,19 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
     Raises:
         BSRError: The source cannot be used, or the file cannot be written. Nothing has been written then.
     """
-    net_g = source / "net_g.pth" if source.is_dir() else source
-    kind, tensors, epoch = _read_ours(net_g, param_key)
-    plan = _Plan(kind, tensors)
-    found = plan.check(net_g, tensors, {name: name for name in plan.ours.values()})
-    released = {name: found[ours] for name, ours in plan.ours.items()}
-    content = {"epoch": epoch, **_unflatten(released)} if kind is _REDSR else released
+    net = _read_ours(source / "net_g.pth" if source.is_dir() else source, param_key)
+    found = net.fitting({ours: ours for ours in net.ours.values()})
+    released = {name: found[ours] for name, ours in net.ours.items()}
+    content = {"epoch": net.epoch, **_unflatten(released)} if net.kind is _REDSR else released
     _write(file.parent, {file.name: content}, force)
 
 
-def _names(rows: _Rows, ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Pair every released name with ours; a prefix stands for whole parts of a name."""
-    for released, own in rows:
-        yield from ((released + name.removeprefix(own), name) for name in ours if name.startswith(f"{own}."))
-
-
-def _upscale(tensors: Mapping[str, object]) -> int:
+def _upscale(names: Mapping[str, object]) -> int:
     """Tell the scale by the upsampler: one convolution for ×2, two for ×4, one with more channels for ×3."""
-    found = [(match[1], value) for name, value in tensors.items() if (match := _UPSAMPLER.search(name))]
-    if any(isinstance(value, Tensor) and value.shape[:1] == (_TRIPLING_CHANNELS,) for _, value in found):
+    found = {match[1]: value for name, value in names.items() if (match := _UPSAMPLER.search(name))}
+    if any(isinstance(value, Tensor) and value.shape[:1] == (_TRIPLING_CHANNELS,) for value in found.values()):
         return 3
-    return 2 if len({layer for layer, _ in found}) == 1 else 4
-
-
-def _initial(name: str, plan: _Plan, found: Mapping[str, Tensor]) -> Tensor:
-    """Return what a tensor of ours is after conversion."""
-    for follower, leader in _FOLLOWERS.items():
-        if name.startswith(follower):
-            return found[leader + name.removeprefix(follower)].clone()
-    return found.get(name, plan.initial[name])
+    return 2 if len(found) == 1 else 4
 
 
 def _misfit(value: object, wanted: Tensor) -> str | None:
@@ -277,9 +242,22 @@ def _misfit(value: object, wanted: Tensor) -> str | None:
     return None
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{what} {', '.join(names[:_NAMED])}{more}"] if names else []
+def _check_names(
+    file: Path, present: Mapping[str, Any], needed: Collection[str], wrong: Mapping[str, list[str]], expected: str
+) -> None:
+    """Check that a file has the names that it needs and no others, and that nothing else is wrong."""
+    lists = {
+        "lacks": [repr(name) for name in needed if name not in present],
+        "has the unknown": [repr(name) for name in present if name not in needed],
+        **wrong,
+    }
+    problems = [
+        f"{what} {', '.join(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for what, names in lists.items()
+        if names
+    ]
+    if problems:
+        raise BSRError(f"{file}: {'; '.join(problems)}; expected {expected}")
 
 
 def _numbers(value: Tensor) -> str:
@@ -307,36 +285,28 @@ def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
     return {name.removeprefix(_DATA_PARALLEL) if shared else name: value for name, value in state.items()}
 
 
-def _read_released(file: Path) -> tuple[_Kind, dict[str, object], int | None]:
-    """Return the kind of a released file, its tensors, and ReDSR's epoch."""
+def _read_released(file: Path) -> _Checkpoint:
     content = load_safely(file, str(file))
-    if _is_state(content):
-        if any(part in content for part in _PARTS):
-            tensors, epoch = _read_redsr(file, content)
-            return _REDSR, tensors, epoch
-        tensors = _without_data_parallel(content)
-        if any(name.startswith(("G.", "E.")) for name in tensors):
-            return _DASR, tensors, None
+    if _is_state(content) and any(part in content for part in _PARTS):
+        return _read_redsr(file, content)
+    tensors = _without_data_parallel(content) if _is_state(content) else {}
+    if any(name.startswith(("G.", "E.")) for name in tensors):
+        return _Checkpoint(file, _DASR, tensors, None)
     raise BSRError(
         f"{file}: is no released checkpoint, expected ReDSR's keys (epoch, {', '.join(_PARTS)}) or DASR's (G.…, E.…)"
     )
 
 
-def _read_redsr(file: Path, content: Mapping[str, Any]) -> tuple[dict[str, object], int]:
-    expected = ("epoch", *_PARTS)
-    problems = [
-        *_listed("lacks", [repr(key) for key in expected if key not in content]),
-        *_listed("has the unknown", [repr(key) for key in content if key not in expected]),
-        *_listed("has no state dict as", [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]),
-    ]
-    if problems:
-        raise BSRError(f"{file}: {'; '.join(problems)}; expected the keys {', '.join(expected)} of a released ReDSR")
+def _read_redsr(file: Path, content: Mapping[str, Any]) -> _Checkpoint:
+    needed = ("epoch", *_PARTS)
+    wrong = {"has no state dict as": [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]}
+    _check_names(file, content, needed, wrong, f"the keys {', '.join(needed)} of a released ReDSR")
     epoch = integer(content["epoch"], f"{file}: epoch", 0)
-    return _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch
+    return _Checkpoint(file, _REDSR, _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch)
 
 
-def _read_ours(file: Path, param_key: str) -> tuple[_Kind, dict[str, object], int]:
-    """Return the kind of our files, the tensors that a released one has a place for, and the epoch."""
+def _read_ours(file: Path, param_key: str) -> _Checkpoint:
+    """Return the tensors of our files that a released one has a place for."""
     content, net_g = _load_ours(file, (param_key,))
     if not any(name.startswith("generator.") for name in net_g):
         raise BSRError(f"{file}: holds another network, expected the weights of ReDSR or DASR")
@@ -348,8 +318,8 @@ def _read_ours(file: Path, param_key: str) -> tuple[_Kind, dict[str, object], in
         raise BSRError(f"{other}: there is no such file, expected it, as a released {kind.name} holds its weights too")
     _, companion = _load_ours(other, (param_key, "params"))
     tensors = _flatten({"net_g": net_g, kind.companion: companion})
-    epoch = integer(content.get("epoch", 0), f"{file}: epoch", 0)
-    return kind, {name: value for name, value in tensors.items() if not name.startswith(_OURS_ALONE)}, epoch
+    carried = {name: value for name, value in tensors.items() if not name.startswith(_OURS_ALONE)}
+    return _Checkpoint(file, kind, carried, integer(content.get("epoch", 0), f"{file}: epoch", 0))
 
 
 def _load_ours(file: Path, param_keys: Iterable[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -367,21 +337,18 @@ def _write(folder: Path, contents: Mapping[str, object], force: bool) -> None:
         if (folder / name).is_dir() or ((folder / name).exists() and not force):
             raise BSRError(f"{folder / name}: is there already, expected a new name, or force for a file")
     is_new = not folder.exists()
-    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    staged: list[StagedFile] = []
     try:
         folder.mkdir(exist_ok=True)
         for name, content in contents.items():
-            buffer = io.BytesIO()
-            torch.save(content, buffer)
-            temporary[name].write_bytes(buffer.getbuffer())
-        for name, file in temporary.items():
-            file.replace(folder / name)
-        is_new = False
+            staged.append(StagedFile(folder / name, partial(torch.save, content)))
+        for file in staged:
+            file.commit()
     except OSError as error:
         raise BSRError(f"{folder}: cannot be written to ({error.strerror}), expected a folder for files") from error
     finally:
-        with suppress(OSError):  # the error above says it already
-            for file in temporary.values():
-                file.unlink(missing_ok=True)
-            if is_new:
+        for file in staged:
+            file.discard()
+        if is_new:
+            with suppress(OSError):  # it holds the files, or was not made
                 folder.rmdir()

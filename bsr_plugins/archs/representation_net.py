@@ -1,8 +1,9 @@
-"""The base of all networks that restore an image by a learned representation of its degradation."""
+"""What networks share that restore an image by a learned representation of its degradation."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -10,21 +11,19 @@ from torch import Tensor, nn
 class RepresentationNet(nn.Module, ABC):
     """An inference network in two parts: LR image to representation, and both to the SR image.
 
-    A subclass writes `encode` and `restore`. Nothing is kept on the module between calls: whoever wants the
-    representation asks `forward` for it, so the network can be wrapped for DDP, compiled and exported as it
-    is.
+    A subclass sets `encoder` and writes `restore`. Nothing is kept on the module between calls: `forward` gives the
+    representation to whoever asks for it. So the network can be wrapped for DDP, compiled and exported as it is.
+
+    Attributes:
+        encoder: Maps LR images (B, C, h, w) to representations (B, D).
     """
 
-    @abstractmethod
+    encoder: nn.Module
+
     def encode(self, lq: Tensor) -> Tensor:
-        """Estimate the degradation of each image.
-
-        Args:
-            lq: LR images (B, C, h, w), RGB in [0, 1].
-
-        Returns:
-            Representations (B, D).
-        """
+        """Map LR images (B, C, h, w), RGB in [0, 1], to representations (B, D) of their degradations."""
+        representation: Tensor = self.encoder(lq)
+        return representation
 
     @abstractmethod
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
@@ -55,3 +54,25 @@ class RepresentationNet(nn.Module, ABC):
             representation = self.encode(lq)
         sr = self.restore(lq, representation)
         return (sr, representation) if return_representation else sr
+
+
+class ResidualGroup(nn.Module):
+    """A group of blocks that a representation steers: blocks in a row, a convolution, a residual.
+
+    Args:
+        blocks: Modules that map (features, representation) to features.
+        conv: A convolution that keeps channels and size.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], conv: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.conv = conv
+
+    def forward(self, x: Tensor, representation: Tensor) -> Tensor:
+        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
+        out = x
+        for block in self.blocks:
+            out = block(out, representation)
+        residual: Tensor = self.conv(out)
+        return x + residual

@@ -12,6 +12,7 @@ import numpy as np
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
 
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.image_sizes import Found
 from bsr_plugins.engine.named_blocks import registered
@@ -40,7 +41,7 @@ def check_validation(opt: Mapping[str, Any], model: Any, found: Mapping[str, Fou
         with faults.noted(*place):
             where = ".".join(place)
             if block["type"] in METRIC_CHECKS:
-                METRIC_CHECKS[block["type"]](block, where)
+                build_from_block(block, METRIC_CHECKS, where)
             if isinstance(model, type) and issubclass(model, SRModel):
                 _check_metric(block, where, validated)
 

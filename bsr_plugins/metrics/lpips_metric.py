@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +15,23 @@ import torch
 from basicsr.metrics.metric_util import reorder_image
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
-from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights, WeightsEnum
 
-from bsr_plugins.blocks import check_arguments, integer
+from bsr_plugins.blocks import integer
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.metrics.checks import METRIC_CHECKS
 from bsr_plugins.registration import register
 from bsr_plugins.safe_loading import load_safely
 from bsr_plugins.torch_cache import cached_file, download
 
-_WHERE = "calculate_lpips"
+NETS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
+"""Backbones: torchvision's name, and the least side in pixels of an image that it gives features of."""
+
+_NAME = "calculate_lpips"
 _GREY_LEVELS = 255.0
 _INPUT_ORDERS = ("HWC", "CHW")
 _BETTER = "lower"
 _AUTO = "auto"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-
-
-class _Net(NamedTuple):
-    """A backbone: torchvision's weights for it, and the least side of images that it gives features of."""
-
-    weights: WeightsEnum
-    smallest_side: int
-
-    @property
-    def file(self) -> str:
-        """The name of the weights in torch's cache."""
-        return cached_file(self.weights.url).name
-
-
-NETS = {
-    "alex": _Net(AlexNet_Weights.IMAGENET1K_V1, 31),
-    "vgg": _Net(VGG16_Weights.IMAGENET1K_V1, 16),
-    "squeeze": _Net(SqueezeNet1_1_Weights.IMAGENET1K_V1, 17),
-}
 
 
 @register(METRIC_REGISTRY)
@@ -63,13 +47,12 @@ def calculate_lpips(
 ) -> float:
     """Calculate LPIPS (Zhang et al., CVPR 2018), version 0.1 of the `lpips` package; 0 for equal images.
 
-    The borders are cut off, then BGR levels in [0, 255] become RGB in [-1, 1], which is what the package takes. It
-    knows no luminance: there is no `test_y_channel`.
+    The borders are cut off, then BGR levels in [0, 255] become RGB in [-1, 1], which the package expects. It has no
+    luminance mode, so there is no `test_y_channel`.
 
-    The package brings its own linear layers, but the backbone's weights are torchvision's (ImageNet). They are read
-    from `backbone_weights`, or from torch's usual cache (`checkpoints/` in `torch.hub.get_dir()`, which TORCH_HOME
-    moves), into which they are downloaded where they are missing. Without them there is an error, never a network with
-    random weights. The network is built once for each `net`, file and device, and kept.
+    The package brings its linear layers, but the backbone's weights are torchvision's (ImageNet), from the file
+    `backbone_weights` or from torch's cache (`checkpoints/` in `torch.hub.get_dir()`), into which they are downloaded.
+    Without them there is an error, never a network with random weights. A network is built once and kept.
 
     Args:
         img: Image in [0, 255], any number type, shape (H, W, 3) or (3, H, W), BGR as BasicSR has it.
@@ -77,15 +60,12 @@ def calculate_lpips(
         crop_border: Pixels to leave out at each border. What is left must be at least 31 pixels a side for `alex`, 17
             for `squeeze`, 16 for `vgg`.
         input_order: `HWC` or `CHW`.
-        net: Backbone: `alex`, which the authors recommend for comparing images, `vgg` (VGG-16) or `squeeze`
-            (SqueezeNet 1.1).
-        backbone_weights: File with a state dict of torchvision's `alexnet`, `vgg16` or `squeezenet1_1`; the keys
-            `features.*` are needed, others left unread.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`. BasicSR tells a metric nothing of the run's device, but a
-            run on a GPU has initialised CUDA long before, and one with `num_gpu: 0` does not: `auto` is the current
-            CUDA device if this process has initialised CUDA, else the CPU.
-        better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise; it
-            hands the key on to the metric.
+        net: Backbone: `alex` (AlexNet; the authors recommend it), `vgg` (VGG-16) or `squeeze` (SqueezeNet 1.1).
+        backbone_weights: File with a state dict of torchvision's `alexnet`, `vgg16` or `squeezenet1_1`; only the keys
+            `features.*` are read.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the current CUDA device if this process has initialised
+            CUDA, as a run on a GPU has, else the CPU.
+        better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise.
 
     Returns:
         float: The distance, ≥ 0.
@@ -94,80 +74,85 @@ def calculate_lpips(
         OptionError: An option cannot be used.
         BSRError: The images do not fit, or the backbone's weights are missing or others than they should be.
     """
-    options = {"crop_border": crop_border, "input_order": input_order, "net": net, "device": device, "better": better}
-    _check(options, _WHERE)
+    _check(crop_border, input_order, net, better)
+    place = _device(device)
     if img.shape != img2.shape:
-        raise BSRError(f"{_WHERE}: images of shapes {img.shape} and {img2.shape}, expected equal ones")
-    place = _device(device, _WHERE)
+        raise BSRError(f"{_NAME}: images of shapes {img.shape} and {img2.shape}, expected equal ones")
     pair = [_prepared(image, crop_border, input_order, net).to(place) for image in (img, img2)]
     network = _network(net, _weights_file(net, backbone_weights), place)
     with torch.inference_mode(), torch.autocast(place.type, enabled=False):
         return float(network(*pair))
 
 
-def check_lpips(options: Mapping[str, Any], where: str) -> None:
-    """Check a block of `val.metrics` before a run, so that it does not end at its first validation.
+@METRIC_CHECKS.register(_NAME)
+def check_lpips(
+    crop_border: int,
+    input_order: str = "HWC",
+    net: str = "alex",
+    backbone_weights: str | None = None,
+    device: str = _AUTO,
+    better: str | None = None,
+) -> None:
+    """Check the options of `calculate_lpips` before a run, so that it does not end at its first validation.
 
     The network is built on the CPU, so a missing or unfit weight file shows as well.
 
-    Args:
-        options: The block, `type` included.
-        where: Its place in the option file, for messages.
-
     Raises:
-        OptionError: A key is unknown or missing, or a value cannot be used.
+        OptionError: An option cannot be used.
         BSRError: The backbone's weights are missing or others than they should be.
     """
-    given = {key: value for key, value in options.items() if key != "type"}
-    check_arguments(calculate_lpips, {"img": None, "img2": None, **given}, where)
-    if "better" not in given:
-        raise OptionError(f"{where}.better: the key is missing, expected 'lower', as BasicSR assumes 'higher'")
-    _check(given, where)
-    net, weights = given.get("net", "alex"), given.get("backbone_weights")
-    _network(net, _weights_file(net, weights), torch.device("cpu"))
+    if better is None:
+        raise OptionError("better: the key is missing, expected 'lower', as BasicSR assumes 'higher'")
+    _check(crop_border, input_order, net, better)
+    _device(device)
+    _network(net, _weights_file(net, backbone_weights), torch.device("cpu"))
 
 
-def _check(options: Mapping[str, Any], where: str) -> None:
-    integer(options["crop_border"], f"{where}.crop_border", 0)
-    for key, known in (("input_order", _INPUT_ORDERS), ("net", NETS), ("better", (_BETTER,))):
-        if key in options and (not isinstance(options[key], str) or options[key] not in known):
-            raise unknown_name(f"{where}.{key}", options[key], known)
-    if "device" in options:
-        _device(options["device"], where)
+def _check(crop_border: object, input_order: object, net: object, better: object) -> None:
+    integer(crop_border, "crop_border", 0)
+    names = {"input_order": (input_order, _INPUT_ORDERS), "net": (net, NETS), "better": (better, (_BETTER,))}
+    for key, (name, known) in names.items():
+        if not isinstance(name, str) or name not in known:
+            raise unknown_name(key, name, known)
 
 
-def _device(name: object, where: str) -> torch.device:
+def _device(name: object) -> torch.device:
     if name == _AUTO:
         if torch.cuda.is_initialized():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
     if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
-        raise OptionError(f"{where}.device: {name!r}, expected auto, cpu, cuda or cuda:N")
+        raise OptionError(f"device: {name!r}, expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise OptionError(f"{where}.device: {name!r}, expected a device that is there ({count} of CUDA), or auto")
+        raise OptionError(f"device: {name!r}, expected a device that is there ({count} of CUDA), or auto")
     return device
 
 
 def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: str) -> Tensor:
     """Make the network's input, shape (1, 3, H, W), of an image."""
     pixels = reorder_image(image, input_order=input_order)
-    height, width = (side - 2 * crop_border for side in pixels.shape[:2])
     if pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise BSRError(f"{_WHERE}: an image of shape {image.shape}, expected three channels in the order {input_order}")
-    smallest = NETS[net].smallest_side
-    if min(height, width) < smallest:
-        raise BSRError(f"{_WHERE}: {width}x{height} pixels inside crop_border, expected at least {smallest} for {net}")
+        raise BSRError(f"{_NAME}: an image of shape {image.shape}, expected three channels in the order {input_order}")
+    height, width = (side - 2 * crop_border for side in pixels.shape[:2])
+    _, least = NETS[net]
+    if min(height, width) < least:
+        raise BSRError(f"{_NAME}: {width}x{height} pixels inside crop_border, expected at least {least} for {net}")
     inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
     rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
     return rgb[None] / (_GREY_LEVELS / 2) - 1
 
 
+def _weights_url(net: str) -> str:
+    from torchvision.models import get_model_weights  # not before, as it imports all of torchvision's networks
+
+    url: str = get_model_weights(NETS[net][0]).IMAGENET1K_V1.url
+    return url
+
+
 def _weights_file(net: str, backbone_weights: object) -> Path:
-    if backbone_weights is not None:
-        return Path(str(backbone_weights)).expanduser()
-    return cached_file(NETS[net].weights.url)
+    return cached_file(_weights_url(net)) if backbone_weights is None else Path(str(backbone_weights)).expanduser()
 
 
 @cache
@@ -176,16 +161,15 @@ def _network(net: str, weights: Path, device: torch.device) -> nn.Module:
     try:
         import lpips  # not before: whoever copied this folder into a project may do without it
     except ModuleNotFoundError as error:
-        raise BSRError(f"{_WHERE}: {error}, expected the package lpips (pip install lpips)") from error
+        raise BSRError(f"{_NAME}: {error}, expected the package lpips (pip install lpips)") from error
     if weights == _weights_file(net, None) and not weights.is_file():
         wanted = f"the weights of LPIPS's backbone {net}: put that file there, or name a copy with backbone_weights"
-        download(NETS[net].weights.url, f"{weights}: is", wanted)
+        download(_weights_url(net), f"{weights}: is", wanted)
     state = load_safely(weights, f"{weights} (LPIPS backbone {net})")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the old way in which the package asks torchvision for a backbone
+        warnings.simplefilter("ignore")  # the package asks torchvision for a backbone in a deprecated way
         network: nn.Module = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
-    backbone = network.get_submodule("net")
-    _fill(backbone, state, f"{weights}: is no state dict of LPIPS's backbone {net}")
+    _fill(network.get_submodule("net"), state, f"{weights}: is no state dict of LPIPS's backbone {net}")
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce_params
 from torch import Tensor, nn
 
 from bsr_plugins.archs import MoCo
-from bsr_plugins.blocks import call_with, integer, number
+from bsr_plugins.blocks import call_with, integer, number, placed
 from bsr_plugins.errors import OptionError
 from bsr_plugins.losses import InfoNCELoss
 from bsr_plugins.metrics.representation import embedding_spread
@@ -104,11 +104,10 @@ class ContrastiveModel(BlindSRModel, ABC):
             raise OptionError(f"network_moco.type: {opt['network_moco']['type']!r}, expected 'MoCo'")
         if not isinstance(getattr(net_g, "encoder", None), nn.Module):
             raise OptionError(f"network_g.type: {opt['network_g']['type']!r}, expected a network with an encoder")
-        moco.check_encoder(net_g.encoder)  # type: ignore[arg-type]
         batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
-        keys, queue_size = batch * cls.keys_per_query(opt["train"]), moco.queue.shape[1]
-        if keys > queue_size:
-            raise OptionError(f"network_moco.queue_size: {queue_size}, expected at least {keys}, the keys of one step")
+        with placed("network_moco"):
+            moco.check_encoder(net_g.encoder)  # type: ignore[arg-type]
+            moco.check_queue(batch * cls.keys_per_query(opt["train"]))
 
     @property
     def bare_moco(self) -> Any:

@@ -1,22 +1,25 @@
-"""AACLNet: size, shapes, EDSR's ends, the representation's way, precision, export, options."""
+"""AACLNet: size, shapes, EDSR's ends, backbones from outside."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bsr_plugins.archs import AACLNet, ContrastiveEncoder
-from bsr_plugins.archs.aacl_backbones import BACKBONES, AACLBackbone, BackboneShape
+from bsr_plugins.archs import BACKBONES, AACLNet, ContrastiveEncoder
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import OptionError
-from tests.archs import representation_checks as checks
 
+OUTSIDE = Path(__file__).with_name("outside")
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
 
 
@@ -77,22 +80,13 @@ def test_the_residual_of_the_body_goes_around_the_groups() -> None:
     assert torch.equal(net.backbone(image, representation), net.backbone.tail(deep + shallow))
 
 
-def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), noise_image(2, 3, 16, 12), 1e-3)
-
-
-def test_gradients_reach_everything() -> None:
-    net = small_net()
-    net(noise_image(2, 3, 12, 12)).abs().sum().backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, name
-        assert checks.cancels(net, name) or parameter.grad.abs().sum() > 0, name
-
-
-def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
-    net = small_net()
-    checks.strict_round_trip(net, AACLNet(**SMALL), noise_image(2, 3, 10, 10), tmp_path)
-    assert "mean" not in net.state_dict()
+def test_names_in_checkpoints_stay() -> None:
+    names = {re.sub(r"\.\d+\.", ".N.", name) for name in small_net().state_dict() if name.startswith("backbone.")}
+    block = "backbone.groups.N.blocks.N"
+    layers = [f"{block}.conv1", f"{block}.conv2", "backbone.groups.N.conv"]
+    layers += ["backbone.conv_first", "backbone.upsample.N", "backbone.conv_last"]
+    expected = {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+    assert names == expected | {f"{block}.fuse1.linear.weight", f"{block}.fuse2.linear.weight"}
 
 
 def test_stock_basicsr_builds_it() -> None:
@@ -103,106 +97,65 @@ def test_stock_basicsr_builds_it() -> None:
     assert net.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
-def test_float64_agrees_with_float32() -> None:
-    checks.float64_agrees_with_float32(small_net().eval(), noise_image(1, 3, 12, 9))
-
-
-def test_bfloat16_autocast_trains() -> None:
-    checks.bfloat16_autocast_trains(small_net(), noise_image(2, 3, 12, 12))
-
-
-def test_export_for_any_size() -> None:
-    # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
-    images = [noise_image(1, 3, *size) for size in ((37, 53), (20, 31))]
-    checks.exports_for_any_size(small_net().eval(), images, smallest=5)
-
-
-def test_compiles_without_a_graph_break() -> None:
-    checks.compiles_without_a_graph_break(small_net().eval(), noise_image(1, 3, 11, 13))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_cpu() -> None:
-    checks.agrees_on(torch.device("cuda"), small_net().eval(), noise_image(2, 3, 13, 11))
-
-
-class ShiftBackbone(AACLBackbone):
-    """Tokens (B, N, C) instead of maps, groups that add the representation: all that a backbone may change."""
-
-    class Group(nn.Module):
-        """Add a linear map of the representation to every token."""
-
-        def __init__(self, shape: BackboneShape) -> None:
-            super().__init__()
-            self.linear = nn.Linear(shape.representation_dim, shape.num_in_ch)
-
-        def forward(self, tokens: Tensor, representation: Tensor) -> Tensor:
-            shift: Tensor = self.linear(representation)
-            return tokens + shift[:, None]
-
-    def __init__(self, shape: BackboneShape) -> None:
-        super().__init__(shape)
-        self.scale = shape.upscale
-
-    def make_group(self, shape: BackboneShape) -> nn.Module:
-        return self.Group(shape)
-
-    def head(self, image: Tensor) -> Tensor:
-        return image.flatten(2).transpose(1, 2)
-
-    def tail(self, features: Tensor) -> Tensor:
-        side = round(features.shape[1] ** 0.5)
-        image = features.transpose(1, 2).reshape(features.shape[0], -1, side, side)
-        return nn.functional.interpolate(image, scale_factor=self.scale)
-
-
 @pytest.fixture
-def shift_backbone() -> Iterator[None]:
-    BACKBONES["shift"] = ShiftBackbone
+def backbone_from_outside() -> Iterator[None]:
+    run_path(str(OUTSIDE / "my_backbone.py"))
     yield
-    del BACKBONES["shift"]
+    del BACKBONES["mine"]
 
 
-@pytest.mark.usefixtures("shift_backbone")
-def test_a_further_backbone_is_one_class() -> None:
-    net = small_net(backbone="shift", upscale=2).eval()
-    assert net(noise_image(2, 3, 6, 6)).shape == (2, 3, 12, 12)
+@pytest.mark.usefixtures("backbone_from_outside")
+def test_a_further_backbone_is_one_file_with_arguments_of_its_own() -> None:
+    block = {"type": "mine", "width": 3}
+    net = small_net(backbone=block, upscale=3)
+    lq = noise_image(2, 3, 5, 7)
+    sr = net(lq)
+    assert sr.shape == (2, 3, 15, 21)
+    assert [layer.weight.shape for layer in net.backbone.modules() if isinstance(layer, nn.Linear)][1] == (24, 8)
+    assert len(net.backbone.groups) == 4
+    assert not torch.allclose(net(lq, representation=torch.ones(1, 16)), sr, atol=1e-5)
+    sr.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert block == {"type": "mine", "width": 3}
 
 
-def test_unknown_backbone_offers_the_nearest() -> None:
-    with pytest.raises(OptionError, match=r"network_g\.backbone: unknown name 'edrs'.*did you mean 'edsr'"):
-        small_net(backbone="edrs")
+def test_an_arch_from_outside_is_one_file() -> None:
+    run_path(str(OUTSIDE / "my_arch.py"))
+    try:
+        net = build_from_block({"type": "TinyBlindSR", "upscale": 3}, dict(iter(ARCH_REGISTRY)), "network_g").eval()
+        sr, representation = net(noise_image(2, 3, 6, 7), return_representation=True)
+        assert sr.shape == (2, 3, 18, 21)
+        assert representation.shape == (2, 64)
+        with pytest.raises(OptionError, match=r"^network_g\.num_block: 0, expected a whole number in \[1, 100\]$"):
+            build_from_block({"type": "TinyBlindSR", "num_block": 0}, dict(iter(ARCH_REGISTRY)), "network_g")
+    finally:
+        ARCH_REGISTRY._obj_map.pop("TinyBlindSR")
 
 
-BAD_OPTIONS = [
-    ("backbone", ["edsr"]),
-    ("upscale", 1),
-    ("upscale", 8),
-    ("upscale", "4"),
-    ("num_in_ch", 0),
-    ("num_out_ch", 1),
-    ("num_feat", 0),
-    ("num_group", 0),
-    ("num_block", -1),
-    ("encoder_num_feat", 0),
-    ("encoder_num_feat", 1.5),
-    ("img_range", 0),
-    ("img_range", "255"),
-    ("rgb_mean", [0.5]),
-    ("rgb_mean", 0.5),
-    ("rgb_mean", [0.5, 0.5, 114.0]),
-]
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("edrs", r"backbone: unknown name 'edrs', expected one of edsr, mine; did you mean 'edsr'"),
+        ({"type": "edrs"}, r"backbone\.type: unknown name 'edrs', expected one of edsr, mine; did you mean 'edsr'"),
+        ({"type": "edsr", "width": 8}, r"backbone\.width: unknown key"),
+        ({"type": "mine", "widht": 8}, r"backbone\.widht: unknown key, .*did you mean 'width'"),
+        ({"type": "mine", "width": 8, "shape": 1}, r"backbone\.shape: unknown key"),
+        ({"type": "mine", "width": 0}, r"backbone\.width: 0, expected a whole number in \[1, 16\]"),
+        ("mine", r"backbone\.width: the key is missing"),
+        ({"width": 8}, r"backbone: the key 'type' is missing, expected one of edsr, mine"),
+        (["edsr"], r"backbone: expected a block with the key 'type', got \['edsr'\]"),
+        (None, r"backbone: expected a block"),
+    ],
+)
+@pytest.mark.usefixtures("backbone_from_outside")
+def test_bad_backbones_are_named_with_their_place(backbone: object, message: str) -> None:
+    block = {"type": "AACLNet", **SMALL, "backbone": backbone}
+    with pytest.raises(OptionError, match=rf"^network_g\.{message}") as error:
+        build_from_block(block, {"AACLNet": AACLNet}, "network_g")
+    assert len(error.value.lines) == 1
 
 
-@pytest.mark.parametrize(("option", "value"), BAD_OPTIONS)
-def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^network_g\.{option}: ") as error:
-        small_net(**{option: value})
-    assert "\n" not in str(error.value)
-    assert "expected" in str(error.value)
-
-
-def test_gray_images_with_a_gray_mean() -> None:
-    net = small_net(num_in_ch=1, num_out_ch=1, rgb_mean=[0.4]).eval()
-    assert net(noise_image(2, 1, 6, 6)).shape == (2, 1, 24, 24)
+def test_a_name_stands_for_a_block() -> None:
+    by_name, by_block = small_net(backbone="edsr"), small_net(backbone={"type": "edsr"})
+    lq = noise_image(1, 3, 6, 6)
+    assert torch.equal(by_name.eval()(lq), by_block.eval()(lq))

@@ -12,8 +12,9 @@ from bsr_plugins import archs
 
 def test_every_arch_file_is_imported() -> None:
     folder = Path(archs.__file__).parent
-    files = sorted(folder.glob("*_arch.py"))
+    files = sorted([*folder.glob("*_arch.py"), *folder.glob("*_backbone.py")])
     assert len(files) >= 3
+    assert "edsr" in archs.BACKBONES
     for file in files:
         assert f"bsr_plugins.archs.{file.stem}" in sys.modules, file.name
 

@@ -1,8 +1,7 @@
-"""DASR: size, shapes, the representation's way, precision, export, options."""
+"""DASR: size, shapes, the way of the representation, ranges, gradients."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ from basicsr.archs import build_network
 from torch import Tensor
 
 from bsr_plugins.archs import DASR, ContrastiveEncoder
-from bsr_plugins.errors import OptionError
-from tests.archs import representation_checks as checks
-from tests.archs.representation_checks import photograph
+from tests.archs.images import photograph
 
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "reduction": 4, "encoder_num_feat": 4}
 
@@ -53,18 +50,6 @@ def test_any_size(upscale: int, batch: int, height: int, width: int) -> None:
     assert sr.isfinite().all()
 
 
-def test_samples_of_a_batch_do_not_meet() -> None:
-    checks.samples_do_not_meet(small_net().eval(), photograph(3, 13, 11))
-
-
-def test_a_given_representation_acts_like_an_encoded_one() -> None:
-    checks.given_representation_acts_like_an_encoded_one(small_net().eval(), photograph(2, 16, 12), 1e-4)
-
-
-def test_one_representation_serves_a_batch() -> None:
-    checks.one_representation_serves_a_batch(small_net().eval(), photograph(3, 9, 10), 16)
-
-
 def test_one_vector_steers_every_group() -> None:
     net, seen = small_net(num_group=3), []
     for group in net.generator.groups:
@@ -91,24 +76,16 @@ def test_encoder_and_generator_see_the_image_in_its_range() -> None:
     assert small_net().encoder.img_range == 255
 
 
-def test_gradients_reach_everything_but_the_shifts() -> None:
-    checks.gradients_reach_everything_but_the_shifts(small_net(), photograph(2, 12, 12))
-
-
 def test_training_on_a_cpu_gives_the_gradients_of_plain_autograd() -> None:
     """The activations of this network work in place, on what the convolution with its own backward gave, too."""
     net, lq = small_net(), photograph(2, 12, 12)
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     ours = torch.autograd.grad(net(lq).square().mean(), parameters)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bsr_plugins.archs.dynamic_conv._worth_an_own_backward", lambda *_: False)
+        patch.setattr("bsr_plugins.archs.dynamic_conv._is_faster_in_passes", lambda *_: False)
         plain = torch.autograd.grad(net(lq).square().mean(), parameters)
     for mine, other in zip(ours, plain, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-7)
-
-
-def test_strict_round_trip_through_a_file(tmp_path: Path) -> None:
-    checks.strict_round_trip(small_net(), DASR(**SMALL), photograph(2, 10, 10), tmp_path)
 
 
 def test_stock_basicsr_builds_it() -> None:
@@ -116,51 +93,3 @@ def test_stock_basicsr_builds_it() -> None:
     assert isinstance(net, DASR)
     assert isinstance(net.encoder, ContrastiveEncoder)
     assert net.encoder.img_range == 1
-
-
-def test_float64_agrees_with_float32() -> None:
-    checks.float64_agrees_with_float32(small_net().eval(), photograph(1, 12, 9))
-
-
-def test_bfloat16_autocast_trains() -> None:
-    checks.bfloat16_autocast_trains(small_net(), photograph(2, 12, 12))
-
-
-def test_export_for_any_size() -> None:
-    # From 5 up: below, a map of the encoder is one pixel wide, which export takes for a case of its own.
-    images = [photograph(1, *size) for size in ((37, 53), (20, 31))]
-    checks.exports_for_any_size(small_net().eval(), images, smallest=5)
-
-
-def test_compiles_without_a_graph_break() -> None:
-    checks.compiles_without_a_graph_break(small_net().eval(), photograph(1, 37, 53))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_agrees_with_cpu() -> None:
-    checks.agrees_on(torch.device("cuda"), small_net().eval(), photograph(2, 13, 11))
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("upscale", 1),
-        ("upscale", 8),
-        ("upscale", "4"),
-        ("num_feat", 0),
-        ("num_group", 0),
-        ("num_block", -1),
-        ("reduction", 9),
-        ("reduction", 0.5),
-        ("encoder_num_feat", 0),
-        ("encoder_num_feat", 1.5),
-        ("img_range", 0),
-        ("img_range", "255"),
-    ],
-)
-def test_bad_options_are_named_in_one_line(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^network_g\.{option}: ") as error:
-        small_net(**{option: value})
-    assert "\n" not in str(error.value)
-    assert "expected" in str(error.value)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bsr_plugins.archs.drf import DRF, DRFB, DRFG
+from bsr_plugins.errors import BSRError
 
 DIM, FEAT = 6, 4
 
@@ -71,6 +72,20 @@ def test_drf_takes_one_representation_for_the_batch(features: Tensor, representa
     drf = seeded(DRF, DIM, FEAT)
     one = representation[:1]
     assert torch.equal(drf(features, one), drf(features, one.expand(2, -1)))
+
+
+@pytest.mark.parametrize("given", [1, 2])
+def test_drf_scales_tokens_as_it_scales_maps(features: Tensor, representation: Tensor, given: int) -> None:
+    drf = seeded(DRF, DIM, FEAT)
+    tokens = features.flatten(2).transpose(1, 2)
+    found = drf(tokens, representation[:given]).transpose(1, 2).reshape(features.shape)
+    assert torch.equal(found, drf(features, representation[:given]))
+
+
+@pytest.mark.parametrize("shape", [(2, FEAT), (2, 5, 7, 1, FEAT)])
+def test_drf_refuses_what_is_neither_maps_nor_tokens(shape: tuple[int, ...], representation: Tensor) -> None:
+    with pytest.raises(BSRError, match=r"^DRF: features of shape \(2, .*, expected \(B, C, H, W\) or \(B, N, C\)$"):
+        seeded(DRF, DIM, FEAT)(torch.ones(shape, dtype=torch.float64), representation)
 
 
 def test_drf_keeps_small_scales_in_bfloat16() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bsr_plugins.archs import ContrastiveEncoder, MoCo
+from bsr_plugins.blocks import placed
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import InfoNCELoss
 
@@ -150,7 +151,7 @@ def test_key_statistics_come_from_key_passes_in_training_mode() -> None:
 @pytest.mark.parametrize("method", ["start_from", "update_key_encoder"])
 def test_another_encoder_than_the_key_encoder_is_refused(method: str) -> None:
     other = ContrastiveEncoder(num_feat=3)
-    with pytest.raises(BSRError, match=r"network_moco\.encoder: .*expected the same"):
+    with pytest.raises(BSRError, match=r"^encoder: .*expected the same"):
         getattr(small_moco(), method)(other)
 
 
@@ -197,8 +198,12 @@ def test_several_keys_of_a_query_go_in_next_to_each_other() -> None:
 def test_more_keys_than_places_are_refused_and_nothing_is_written() -> None:
     moco = small_moco()
     before = {name: value.clone() for name, value in moco.state_dict().items()}
-    with pytest.raises(BSRError, match=r"network_moco\.queue_size: 7, expected at least 8"):
+    with pytest.raises(BSRError, match=r"^queue_size: 7, expected at least 8"):
         moco.enqueue(random_units(8, DIM))
+    moco.check_queue(7)
+    expected = r"^network_moco\.queue_size: 7, expected at least 8, the keys of one step$"
+    with pytest.raises(OptionError, match=expected), placed("network_moco"):
+        moco.check_queue(8)
     assert all(torch.equal(value, before[name]) for name, value in moco.state_dict().items())
 
 
@@ -294,18 +299,19 @@ def test_everything_is_in_the_state_dict() -> None:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"dim": 0}, r"network_moco\.dim: 0, expected"),
-    ({"dim": 9}, r"network_moco\.dim: 9, expected 8"),
-    ({"queue_size": 0}, r"network_moco\.queue_size: 0, expected"),
-    ({"queue_size": 2.5}, r"network_moco\.queue_size: 2\.5, expected"),
-    ({"momentum": 1.1}, r"network_moco\.momentum: 1\.1, expected"),
-    ({"momentum": -0.1}, r"network_moco\.momentum: -0\.1, expected"),
-    ({"momentum": "0.9"}, r"network_moco\.momentum: '0\.9', expected"),
-    ({"encoder": {"type": "ContrastivEncoder"}}, r"network_moco\.encoder\.type: .*did you mean 'ContrastiveEnc"),
-    ({"encoder": {**ENCODER, "num_fea": 3}}, r"network_moco\.encoder\.num_fea: .*did you mean 'num_feat'"),
-    ({"encoder": {"num_feat": 2}}, r"network_moco\.encoder: the key 'type' is missing"),
-    ({"encoder": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3}}, r"network_moco\.encoder\.type: 'EDSR' is no"),
-    ({"encoder": "ContrastiveEncoder"}, r"network_moco\.encoder: expected a block"),
+    ({"dim": 0}, r"^dim: 0, expected"),
+    ({"dim": 9}, r"^dim: 9, expected 8"),
+    ({"queue_size": 0}, r"^queue_size: 0, expected"),
+    ({"queue_size": 10**9}, r"^queue_size: 1000000000, expected a whole number in \[1, 16777216\]$"),
+    ({"queue_size": 2.5}, r"^queue_size: 2\.5, expected"),
+    ({"momentum": 1.1}, r"^momentum: 1\.1, expected"),
+    ({"momentum": -0.1}, r"^momentum: -0\.1, expected"),
+    ({"momentum": "0.9"}, r"^momentum: '0\.9', expected"),
+    ({"encoder": {"type": "ContrastivEncoder"}}, r"^encoder\.type: .*did you mean 'ContrastiveEnc"),
+    ({"encoder": {**ENCODER, "num_fea": 3}}, r"^encoder\.num_fea: .*did you mean 'num_feat'"),
+    ({"encoder": {"num_feat": 2}}, r"^encoder: the key 'type' is missing"),
+    ({"encoder": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3}}, r"^encoder\.type: 'EDSR' is no"),
+    ({"encoder": "ContrastiveEncoder"}, r"^encoder: expected a block"),
 ]
 
 
@@ -320,7 +326,7 @@ def test_an_encoder_for_another_range_is_refused() -> None:
     moco = small_moco(encoder={**ENCODER, "img_range": 255.0})
     fitting: ContrastiveEncoder = seeded(ContrastiveEncoder, num_feat=2, img_range=255.0)
     moco.check_encoder(fitting)
-    expected = r"^network_moco\.encoder\.img_range: 255\.0, expected 1\.0, as in the encoder that is trained$"
+    expected = r"^encoder\.img_range: 255\.0, expected 1\.0, as in the encoder that is trained$"
     for use in (moco.check_encoder, moco.start_from, moco.update_key_encoder):
         with pytest.raises(BSRError, match=expected):
             use(small_encoder())

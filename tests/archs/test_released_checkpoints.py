@@ -95,7 +95,7 @@ def test_every_tensor_has_one_place_and_comes_back(kind: str, num_block: int, up
     assert_same_file(torch.load(tmp_path / "back.tar", weights_only=True), done.content)
 
 
-@pytest.mark.parametrize(("num_block", "upscale", "size"), [(5, 4, (37, 53)), (1, 3, (25, 26)), (2, 2, (27, 24))])
+@pytest.mark.parametrize(("num_block", "upscale", "size"), [(5, 4, (25, 29)), (1, 3, (25, 26)), (2, 2, (27, 24))])
 def test_redsr_gives_what_the_released_network_gives(
     num_block: int, upscale: int, size: tuple[int, int], tmp_path: Path
 ) -> None:
@@ -119,7 +119,7 @@ def test_redsr_gives_what_the_released_network_gives(
                 assert (ours - reproduced).abs().max() < tolerance
 
 
-@pytest.mark.parametrize(("num_block", "upscale", "size"), [(5, 4, (37, 53)), (1, 3, (25, 26)), (2, 2, (27, 24))])
+@pytest.mark.parametrize(("num_block", "upscale", "size"), [(5, 4, (25, 29)), (1, 3, (25, 26)), (2, 2, (27, 24))])
 def test_dasr_gives_what_the_released_network_gives(
     num_block: int, upscale: int, size: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ def test_a_given_representation_is_used_and_the_encoder_does_not_run(lq: Tensor)
     assert torch.equal(sr, lq + 7)
 
 
-def test_a_subclass_has_to_write_both_halves() -> None:
+def test_a_subclass_has_to_write_the_restoration() -> None:
     class Half(RepresentationNet):
         def encode(self, lq: Tensor) -> Tensor:
             return lq

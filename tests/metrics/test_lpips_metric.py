@@ -6,6 +6,7 @@ import importlib
 import re
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -19,6 +20,7 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from skimage import data
 from torch import Tensor, nn
 
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.metrics import METRIC_CHECKS, calculate_lpips, lpips_metric
 from bsr_plugins.metrics.lpips_metric import NETS, check_lpips
@@ -49,6 +51,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     lpips_metric._network.cache_clear()
 
 
+@cache
 def package_network(net: str, seed: int = 0) -> nn.Module:
     """Build the package's network on a random backbone."""
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -138,14 +141,14 @@ def test_the_network_is_built_once(alex: tuple[nn.Module, str], monkeypatch: pyt
 
     monkeypatch.setattr(lpips, "LPIPS", counted)
     block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower", "backbone_weights": alex[1]}
-    check_lpips(block, "val.metrics.lpips")
+    build_from_block(block, METRIC_CHECKS, "val.metrics.lpips")
     for _ in range(2):
         calculate_lpips(*pair(), 0, backbone_weights=alex[1])
     assert len(built) == 1
 
 
 def test_the_files_are_those_of_torchvision() -> None:
-    assert {net: backbone.file for net, backbone in NETS.items()} == FILES
+    assert {net: lpips_metric._weights_file(net, None).name for net in NETS} == FILES
 
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
@@ -184,7 +187,10 @@ def test_without_weights_one_line_says_where_they_belong(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower"}
-    for attempt in (lambda: calculate_lpips(*pair(), 0), lambda: check_lpips(block, "val.metrics.lpips")):
+    for attempt in (
+        lambda: calculate_lpips(*pair(), 0),
+        lambda: build_from_block(block, METRIC_CHECKS, "val.metrics.lpips"),
+    ):
         with pytest.raises(BSRError) as caught:
             attempt()
         message = str(caught.value)
@@ -253,29 +259,29 @@ def test_images_that_do_not_fit(alex: tuple[nn.Module, str]) -> None:
 )
 def test_bad_options(option: str, value: Any, message: str, alex: tuple[nn.Module, str]) -> None:
     options: dict[str, Any] = {"crop_border": 0, "backbone_weights": alex[1], "better": "lower", option: value}
-    with pytest.raises(OptionError, match=rf"^calculate_lpips\.{option}: {re.escape(message)}"):
+    with pytest.raises(OptionError, match=rf"^{option}: {re.escape(message)}"):
         calculate_lpips(*pair(), **options)
     with pytest.raises(OptionError, match=rf"^val\.metrics\.lpips\.{option}: {re.escape(message)}"):
-        check_lpips({"type": "calculate_lpips", **options}, "val.metrics.lpips")
+        build_from_block({"type": "calculate_lpips", **options}, METRIC_CHECKS, "val.metrics.lpips")
 
 
 def test_the_check_names_unknown_and_missing_keys(alex: tuple[nn.Module, str]) -> None:
     block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower", "backbone_weights": alex[1]}
-    check_lpips(block, "val.metrics.lpips")
+    build_from_block(block, METRIC_CHECKS, "val.metrics.lpips")
     with pytest.raises(OptionError, match=r"^val\.metrics\.lpips\.test_y_channel: unknown key"):
-        check_lpips({**block, "test_y_channel": True}, "val.metrics.lpips")
+        build_from_block({**block, "test_y_channel": True}, METRIC_CHECKS, "val.metrics.lpips")
     for key in ("crop_border", "better"):
         with pytest.raises(OptionError, match=rf"^val\.metrics\.lpips\.{key}: the key is missing"):
-            check_lpips({name: value for name, value in block.items() if name != key}, "val.metrics.lpips")
+            build_from_block({k: v for k, v in block.items() if k != key}, METRIC_CHECKS, "val.metrics.lpips")
 
 
 def test_auto_is_the_cpu_where_cuda_was_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert lpips_metric._device("auto", "") == torch.device("cpu")
+    assert lpips_metric._device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert lpips_metric._device("auto", "") == torch.device("cuda:1")
+    assert lpips_metric._device("auto") == torch.device("cuda:1")
 
 
 @pytest.mark.cuda
@@ -285,5 +291,5 @@ def test_cuda_agrees_with_the_cpu(alex: tuple[nn.Module, str]) -> None:
     on_cpu = calculate_lpips(image, other, 0, backbone_weights=alex[1], device="cpu")
     torch.zeros(1, device="cuda")
     on_cuda = calculate_lpips(image, other, 0, backbone_weights=alex[1])
-    assert lpips_metric._device("auto", "").type == "cuda"
+    assert lpips_metric._device("auto").type == "cuda"
     assert on_cuda == pytest.approx(on_cpu, rel=1e-2)
