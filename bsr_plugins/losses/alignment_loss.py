@@ -76,10 +76,10 @@ class AlignmentLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(statistics, str) or statistics not in STATISTICS:
-            raise unknown_name("AlignmentLoss.statistics", statistics, STATISTICS)
+            raise unknown_name("statistics", statistics, STATISTICS)
         self.statistics = statistics
-        self.num_random_features = integer(num_random_features, "AlignmentLoss.num_random_features", 1)
-        self.stride = integer(stride, "AlignmentLoss.stride", 1)
+        self.num_random_features = integer(num_random_features, "num_random_features", 1)
+        self.stride = integer(stride, "stride", 1)
         factors = {
             "loss": loss_weight,
             "linear": linear_weight,
@@ -88,32 +88,26 @@ class AlignmentLoss(nn.Module):
             "covariance": covariance_weight,
         }
         for name, factor in factors.items():
-            number(factor, f"AlignmentLoss.{name}_weight", 0.0)
+            number(factor, f"{name}_weight", 0.0)
         self.weights = {
             term: loss_weight * factors[mapped] * factors[moment]
             for term, (mapped, moment) in {term: term.split("_") for term in TERMS}.items()
         }
         if not any(self.weights.values()):
-            raise OptionError(f"AlignmentLoss: {factors} switch every term off, expected one that is on")
+            raise OptionError(f"loss_weight: {factors} switch every term off, expected one that is on")
 
-    def forward(self, features: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the weighted sum of the terms, 0-dim; see `measure`.
+    @property
+    def least_batch(self) -> int:
+        """How many images it needs, over all ranks: two where they are centred over the batch."""
+        return 2 if self.statistics == "pooled" else 1
 
-        Args:
-            features: (B, C, H, W).
-            others: (B, C, H, W), of the same images under other degradations.
-            generator: CPU generator of ω and φ.
-        """
-        if features.shape != others.shape:
-            shapes = f"{tuple(features.shape)} and {tuple(others.shape)}"
-            raise BSRError(f"AlignmentLoss: features {shapes}, expected two equal shapes (B, C, H, W)")
-        return self.measure(torch.cat([features, others]), generator)[0]
-
-    def measure(self, features: Tensor, generator: torch.Generator, views: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, paired_features: Tensor, generator: torch.Generator, views: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the weighted terms, in float32 at least, under autocast too.
 
         Args:
-            features: (2·B, C, H, W): images under one degradation, then the same images under another.
+            paired_features: (2·B, C, H, W): images under one degradation, then the same images under another.
             generator: CPU generator of ω, φ and of where to begin with a stride, in the same state on every rank.
             views: How many images, one after another, are one sample's; it tells the order of all ranks' images.
 
@@ -124,8 +118,9 @@ class AlignmentLoss(nn.Module):
         Raises:
             BSRError: The shape is another, or a batch of one is to be centred.
         """
+        features = paired_features
         if features.dim() != 4 or len(features) % 2:
-            raise BSRError(f"AlignmentLoss: features {tuple(features.shape)}, expected (2·B, C, H, W)")
+            raise BSRError(f"AlignmentLoss: paired_features {tuple(features.shape)}, expected (2·B, C, H, W)")
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(self._thin_out(features, generator))
             measure = self._measure_spatial if self.statistics == "spatial" else partial(self._measure_pooled, views)

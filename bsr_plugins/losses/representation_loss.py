@@ -55,13 +55,18 @@ class RepresentationLoss(nn.Module, ABC):
     Args:
         loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
 
+    Attributes:
+        least_batch: How many representations it needs, over all ranks.
+
     Raises:
         OptionError: The weight is out of its range.
     """
 
+    least_batch = 1
+
     def __init__(self, loss_weight: float = 0.01) -> None:
         super().__init__()
-        self.loss_weight = number(loss_weight, f"{type(self).__name__}.loss_weight", 0.0)
+        self.loss_weight = number(loss_weight, "loss_weight", 0.0)
 
     def forward(self, representation: Tensor, generator: torch.Generator) -> Tensor:
         """Compute the loss, in float32 at least, under autocast too.
@@ -118,10 +123,10 @@ class EnergyDistanceLoss(RepresentationLoss):
     ) -> None:
         super().__init__(loss_weight)
         if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
-            raise unknown_name("EnergyDistanceLoss.distribution", distribution, DISTRIBUTIONS)
+            raise unknown_name("distribution", distribution, DISTRIBUTIONS)
         self.distribution = distribution
-        self.num_samples = integer(num_samples, "EnergyDistanceLoss.num_samples", 1)
-        self.divide_by_dim = boolean(divide_by_dim, "EnergyDistanceLoss.divide_by_dim")
+        self.num_samples = integer(num_samples, "num_samples", 1)
+        self.divide_by_dim = boolean(divide_by_dim, "divide_by_dim")
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
         """Compute Eq. 5 of the whole batch (B, C) against fresh samples; 0-dim, unweighted."""
@@ -157,6 +162,8 @@ class KLDivergenceLoss(RepresentationLoss):
     Raises:
         OptionError: The weight is out of its range.
     """
+
+    least_batch = 2
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Compute the divergence of the whole batch (B, C), B ≥ 2; 0-dim, unweighted. Nothing is drawn.
