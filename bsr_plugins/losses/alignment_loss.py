@@ -33,7 +33,7 @@ class AlignmentLoss(nn.Module):
 
     With `statistics: spatial`, the paper's text, mean μ and covariance Σ of an image are those of its C-vectors at the
     H·W positions: `‖μ_a − μ_b‖²` and `‖Σ_a − Σ_b‖²_F`. They do not depend on where in the image a vector is. Every
-    channel has its n functions, with ω and φ of its own, which are those of all images. Ours, where the paper is
+    channel has its n functions, with its ω and φ, which are those of all images. Ours, where the paper is
     silent: Σ is divided by H·W, not H·W − 1; the terms are means over the images; the functions are divided by √n,
     so that the size of the terms does not depend on n.
 
@@ -43,7 +43,7 @@ class AlignmentLoss(nn.Module):
     shared by its channels, and n values φ per channel; ωx + φ is shifted and scaled to [0, π/2] over the channels of
     each vector, and the feature is `√(2/n) · (cos + sin)` of that. The released n is 1.
 
-    Under `torch.distributed` the spatial loss is that of a rank's own part of the batch, as each image stands alone,
+    Under `torch.distributed` the spatial loss is that of a rank's part of the batch, as each image stands alone,
     and the mean over the ranks is that of one process. The pooled loss is that of the batch of all ranks, gathered with
     gradient, on every rank; see `RepresentationLoss`.
 
@@ -89,11 +89,11 @@ class AlignmentLoss(nn.Module):
         }
         for name, factor in factors.items():
             number(factor, f"{name}_weight", 0.0)
-        self.weights = {
-            term: loss_weight * factors[mapped] * factors[moment]
-            for term, (mapped, moment) in {term: term.split("_") for term in TERMS}.items()
-        }
-        if not any(self.weights.values()):
+        self.linear, self.nonlinear = (
+            Weights(loss_weight * factor * mean_weight, loss_weight * factor * covariance_weight)
+            for factor in (linear_weight, nonlinear_weight)
+        )
+        if not any((*self.linear, *self.nonlinear)):
             raise OptionError(f"loss_weight: {factors} switch every term off, expected one that is on")
 
     @property
@@ -109,7 +109,7 @@ class AlignmentLoss(nn.Module):
         Args:
             paired_features: (2·B, C, H, W): images under one degradation, then the same images under another.
             generator: CPU generator of ω, φ and of where to begin with a stride, in the same state on every rank.
-            views: How many images, one after another, are one sample's; it tells the order of all ranks' images.
+            views: How many images, one after another, are one sample's; the order of all ranks' images follows from it.
 
         Returns:
             The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient the terms that
@@ -125,14 +125,14 @@ class AlignmentLoss(nn.Module):
             features = at_least_float32(self._thin_out(features, generator))
             measure = self._measure_spatial if self.statistics == "spatial" else partial(self._measure_pooled, views)
             total, terms = measure(features, generator)
-        named = zip(self.weights.items(), terms, strict=True)
-        return total, {name: term for (name, weight), term in named if weight > 0}
+        named = zip(TERMS, (*self.linear, *self.nonlinear), terms, strict=True)
+        return total, {name: term for name, weight, term in named if weight > 0}
 
     def _measure_spatial(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Compare (2·B, C, H, W); returns the loss and its terms (4,)."""
         batch, channels = len(features) // 2, features.shape[1]
         omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
-        weights = [self._weights_of(mapped).scaled_by(1 / batch) for mapped in ("linear", "nonlinear")]
+        weights = [weights.scaled_by(1 / batch) for weights in (self.linear, self.nonlinear)]
         found: tuple[Tensor, Tensor] = SpatialDistance.apply(features.flatten(2), omega, phi, *weights)
         return found
 
@@ -147,7 +147,7 @@ class AlignmentLoss(nn.Module):
                 f"AlignmentLoss: a batch of {batch} over all ranks, expected at least 2 images with statistics: pooled"
             )
         omega, phi = (draw.to(vectors) for draw in self._draw(batch, channels, generator))
-        return pooled_distance(vectors, omega, phi, self._weights_of("linear"), self._weights_of("nonlinear"))
+        return pooled_distance(vectors, omega, phi, self.linear, self.nonlinear)
 
     def _thin_out(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Take every s-th row and column of (B, C, H, W)."""
@@ -163,10 +163,7 @@ class AlignmentLoss(nn.Module):
         """Draw ω and φ on the CPU, in the shapes that the arithmetic wants."""
         n = self.num_random_features
         shapes = [(channels, n, 1)] * 2 if self.statistics == "spatial" else [(batch, 1, n), (batch, channels, n)]
-        if not self._weights_of("nonlinear").any:
+        if not self.nonlinear.any:
             return torch.zeros(shapes[0]), torch.zeros(shapes[1])
         omega = torch.randn(shapes[0], generator=generator, dtype=torch.float32)
         return omega, 2 * math.pi * torch.rand(shapes[1], generator=generator, dtype=torch.float32)
-
-    def _weights_of(self, mapped: str) -> Weights:
-        return Weights(self.weights[f"{mapped}_mean"], self.weights[f"{mapped}_covariance"])

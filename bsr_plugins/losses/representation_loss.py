@@ -19,24 +19,18 @@ Sampler = Callable[[int, int, torch.Generator], Tensor]
 LEAST_VARIANCE = 1e-12
 """What `KLDivergenceLoss` takes a smaller variance for.
 
-float32 cannot tell representations of order 1 so near each other apart. It is small because those of an untrained
-encoder have variances of 1e-8, and need the gradient that spreads them.
+float32 cannot distinguish representations of order 1 that are so near each other. It is small because those of an
+untrained encoder have variances of 1e-8, and need the gradient that spreads them.
 """
 
 
-def _gaussian(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(count, dim, generator=generator, dtype=torch.float32)
-
-
-def _uniform(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, dim, generator=generator, dtype=torch.float32)
-
-
-def _exponential(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.empty(count, dim, dtype=torch.float32).exponential_(generator=generator)
-
-
-DISTRIBUTIONS: dict[str, Sampler] = {"gaussian": _gaussian, "uniform": _uniform, "exponential": _exponential}
+DISTRIBUTIONS: dict[str, Sampler] = {
+    "gaussian": lambda count, dim, source: torch.randn(count, dim, generator=source, dtype=torch.float32),
+    "uniform": lambda count, dim, source: torch.rand(count, dim, generator=source, dtype=torch.float32),
+    "exponential": lambda count, dim, source: torch.empty(count, dim, dtype=torch.float32).exponential_(
+        generator=source
+    ),
+}
 """What `EnergyDistanceLoss` can draw, as `(count, dim, generator) -> (count, dim)`, float32, on the CPU.
 
 N(0, 1), U(0, 1) and the exponential of rate 1, independent in each component. The paper names the three and gives

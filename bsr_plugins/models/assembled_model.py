@@ -29,7 +29,7 @@ from bsr_plugins.models.synchronised_batch_norm import synchronised
 from bsr_plugins.options.declared import OptionBlock, read_block
 
 CALIBRATION_FILE = "degradation_calibration.json"
-_TRIAL_SIDE = 48  # of LR images where the options do not tell it
+_TRIAL_SIDE = 48  # of LR images where the options do not say it
 
 Block = TypeVar("Block", bound=OptionBlock)
 
@@ -49,7 +49,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         )
 
     class TrainOptions(StepGuardOptions):
-        """Keys of the block `train`, besides the losses and those of BasicSR."""
+        """Keys of the block `train` that are neither losses nor BasicSR's."""
 
         dropout: ChannelDropout | None = Field(
             default=None, description="Drops channels of the features before the last convolution at random."
@@ -74,8 +74,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             super().__init__(opt)
         except OptionError as error:
             raise OptionError(*self._faults, *error.lines) from error
-        if self._faults:
-            raise OptionError(*self._faults)
+        self._raise_faults()
         if self.is_train:
             self._calibrate()
 
@@ -95,7 +94,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self._faults += faults
         self._check_losses()
         self.try_losses(sr=self.lq_side * self.opt["scale"], gt=self.lq_side * self.opt["scale"], lq=self.lq_side)
-        self.tap = None if self._faults else self._find_tap()
+        self.tap = self._find_tap()
         self._make_average()
         self.setup_optimizers()
         self.setup_schedulers()
@@ -108,6 +107,10 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         if not fits and line.partition(":")[0] not in {fault.partition(":")[0] for fault in self._faults}:
             self._faults.append(line)
 
+    def _raise_faults(self) -> None:
+        if self._faults:
+            raise OptionError(*self._faults)
+
     def offers(self, key: str) -> dict[str, str]:  # noqa: ARG002  (a method's step may offer a block other things)
         """Return what a step offers to the loss `train.KEY`: names of parameters, and the quantity for each."""
         images = {"pred": "sr", "sr": "sr", "x": "sr", "target": "gt", "gt": "gt", "lq": "lq"}
@@ -118,15 +121,15 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         return [key for key, loss in self.losses.items() if not loss.quantities.isdisjoint(quantities)]
 
     def require_loss(self, key: str, quantity: str, example: str) -> None:
-        """Expect a loss that wants a quantity: that of `train.KEY`, if it is there."""
-        block = self.opt["train"].get(key)
-        if block is None:
-            self.expect(
-                bool(self.wanted(quantity)), f"train.{key}: the block is missing, {type(self).__name__} needs it"
-            )
-        elif key in self.losses:
-            line = f"train.{key}.type: {block['type']!r}, expected a loss that wants {quantity}, such as {example!r}"
-            self.expect(bool(self.wanted(quantity)), line)
+        """Expect a loss that wants a quantity: that of `train.KEY`, as a rule."""
+        if self.wanted(quantity):
+            return
+        name = type(self).__name__
+        if self.opt["train"].get(key) is None:
+            self.expect(False, f"train.{key}: the block is missing, {name} needs it, or another loss of {quantity}")
+        elif key in self.losses:  # otherwise it is at fault itself
+            kind = self.opt["train"][key]["type"]
+            self.expect(False, f"train.{key}.type: {kind!r}, expected a loss of {quantity}, such as {example!r}")
 
     def try_losses(self, **sides: int) -> None:
         """Compute those losses that want nothing but some square images, by name with their sides, for trial."""
@@ -155,7 +158,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
 
     @property
     def condition(self) -> dict[str, Tensor]:
-        """What `network_g` gets besides the LR images, by the names of its arguments; here nothing."""
+        """What `network_g` gets with the LR images, by the names of its arguments; here nothing."""
         return {}
 
     def _build_degradation(self) -> Degradation | None:
@@ -171,9 +174,8 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     def _check_losses(self) -> None:
         """Check that losses, dropout and tap fit the networks and the dataset."""
         dataset_opt, kind = self.opt["datasets"]["train"], self.opt["network_g"]["type"]
-        if not self._faults:
-            line = "train.pixel_opt: expected this block, train.perceptual_opt, or another loss of SR images"
-            self.expect(bool(self.wanted("sr")), line)
+        if not self._faults:  # a loss that is at fault may be the one
+            self.require_loss("pixel_opt", "sr", "L1Loss")
         images = dataset_opt.get("batch_size_per_gpu", 2) * self.opt["world_size"]
         images *= self.num_views if self.restores_every_view else 1
         for loss in self.losses.values():
@@ -186,22 +188,17 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         for key in self.wanted("paired_features")[:1]:
             line = f"{dataset_opt.get('degrade_on')!r}; expected 'device', as every image is degraded a second time"
             self.expect(self.degradation is not None, f"train.{key}: given, but datasets.train.degrade_on is {line}")
-        layer = self.train_options.tap_layer
-        self.expect(
-            layer is None or self._is_tapped,
-            f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it",
-        )
-
-    @property
-    def _is_tapped(self) -> bool:
-        """Whether features of `network_g` are looked at or changed in training."""
-        return bool(self.wanted("features", "paired_features")) or self.train_options.dropout is not None
 
     def _find_tap(self) -> FeatureTap | None:
-        if not self._is_tapped:
+        """Find the layer before which features of `network_g` are looked at or changed, if they are."""
+        layer, dropout = self.train_options.tap_layer, self.train_options.dropout
+        if dropout is None and not self.wanted("features", "paired_features"):
+            line = f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it"
+            self.expect(layer is None, line)
             return None
-        image = grey_images({"lq": self.lq_side}, self.device)["lq"]
-        return find_tap(self.net_g, image, self.train_options.tap_layer, self.condition)
+        if self._faults:
+            return None
+        return find_tap(self.net_g, grey_images({"lq": self.lq_side}, self.device)["lq"], layer, self.condition)
 
     def _build_training_network(self, name: str) -> nn.Module:
         key = f"network_{name}"
@@ -225,7 +222,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """Put a network on the device and wrap it; in training by several processes its batch normalisation is theirs.
 
-        With statistics of its own, each rank would train another network; see `synchronised`.
+        With statistics of its part alone, each rank would train another network; see `synchronised`.
         """
         if self.is_train and self.opt["dist"]:
             net = synchronised(net, self.device)

@@ -17,7 +17,7 @@ from bsr_plugins.models.step_losses import GENERATOR
 from bsr_plugins.models.window_padding import super_resolve
 from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
-from bsr_plugins.whole_batch import gather_batch, own_rows
+from bsr_plugins.whole_batch import gather_batch, rows_of_rank
 
 Drawn = TypeVar("Drawn", Tensor, Params)
 Draw = Callable[[int, torch.Generator], Drawn]
@@ -32,7 +32,7 @@ class BlindSRModel(AssembledModel):
 
     A step is `prepare_batch`, `compute_losses`, `take_step`, `after_step`; a method's model overrides `compute_losses`
     and little else. Keys that a model takes are declared in `Options` (at the top of the option file) and
-    `TrainOptions` (under `train`), which subclasses extend, and read from `options` and `train_options`. Besides:
+    `TrainOptions` (under `train`), which subclasses extend, and read from `options` and `train_options`. Blocks are:
 
     * `degradation`: the block that `build_degradation` takes. The dataset then gives HR views only
       (`degrade_on: device`), which are degraded here. With a dataset that gives `lq` itself, the block is left out.
@@ -129,7 +129,7 @@ class BlindSRModel(AssembledModel):
         return {}
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
-        """Set `self.lq` and `self.gt` from degraded views; here every view is a sample of its own."""
+        """Set `self.lq` and `self.gt` from degraded views; here every view is a sample."""
         self.lq, self.gt = lq.flatten(0, 1), gt.flatten(0, 1)
 
     def compute_losses(self) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class BlindSRModel(AssembledModel):
             with_representation: Whether to ask it for the representations.
 
         Returns:
-            What losses can ask for, by name: `sr`, `gt`, `lq`, and what there is besides. `self.output` is `sr`.
+            What losses can ask for, by name: `sr`, `gt`, `lq`, and what was asked for. `self.output` is `sr`.
         """
         lq, condition, images = self.lq, self.condition, len(self.lq)
         if self.wanted("paired_features"):
@@ -155,9 +155,9 @@ class BlindSRModel(AssembledModel):
         if self.tap is None:
             result = self.net_g(lq, **condition, **asked)
         else:
-            with self.tap(self.net_g, self._dropping(len(lq) // images)) as heard:
+            with self.tap(self.net_g, self._dropping(len(lq) // images)) as tapped:
                 result = self.net_g(lq, **condition, **asked)
-            found |= {"features": heard.features[:images], "paired_features": heard.features}
+            found |= {"features": tapped.features[:images], "paired_features": tapped.features}
         found |= {"sr": result[0], "representation": result[1]} if with_representation else {"sr": result}
         found |= {"lq": lq, "gt": self.gt}
         if self.restores_pairs and len(lq) > images:
@@ -172,7 +172,7 @@ class BlindSRModel(AssembledModel):
 
         Args:
             found: What the step has, by name.
-            more: What it has besides by now. If given, only losses that want something of it are computed.
+            more: What it has in addition by now. If given, only losses that want something of it are computed.
 
         Returns:
             The weighted losses by their names in the log.
@@ -213,8 +213,8 @@ class BlindSRModel(AssembledModel):
         rank, ranks, views = self.opt["rank"], self.opt["world_size"], self.views_of(images)
         drawn = sample(passes * images * ranks, self.shared_generator(purpose))
         if isinstance(drawn, Tensor):
-            return own_rows(drawn, rank, ranks, views, passes)
-        return {name: own_rows(values, rank, ranks, views, passes) for name, values in drawn.items()}
+            return rows_of_rank(drawn, rank, ranks, views, passes)
+        return {name: rows_of_rank(values, rank, ranks, views, passes) for name, values in drawn.items()}
 
     def views_of(self, images: int) -> int:
         """Return how many of so many images of this rank's batch, one after another, are one sample's."""

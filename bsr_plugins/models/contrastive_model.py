@@ -41,7 +41,7 @@ class ContrastiveModel(BlindSRModel, ABC):
     """A training model with `network_moco`; a method's model chooses queries and keys in `prepare_batch`.
 
     That sets `lq`, `gt` (the queries and their HR patches) and `key_lq` (B, C, h, w) or (B, M, C, h, w).
-    Options besides those of `BlindSRModel`:
+    Options in addition to those of `BlindSRModel`:
 
     * `network_moco`: the key side (`MoCo`);
     * `train.contrastive_opt`: the loss (`InfoNCELoss`), which gets `query` (B, D), `positive` (B, D) or (B, M, D) and
@@ -49,7 +49,7 @@ class ContrastiveModel(BlindSRModel, ABC):
     * `train.encoder_phase`: see `EncoderPhase`. Losses of `sr` are left out of it. The schedule of `train.scheduler`
       and the warm-up count from the end of the phase; `total_iter` includes it.
 
-    Logged besides the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
+    Logged with the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
     1 / (1 + number of keys)) and `embedding_spread` (0 collapsed, 1 even).
     """
 
@@ -131,7 +131,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         return self.losses_of(found | self.contrast(found["representation"]))
 
     def contrast(self, representation: Tensor) -> dict[str, Tensor]:
-        """Return queries, their positives and the queue, and log how well they are told apart."""
+        """Return queries, their positives and the queue, and log how well they are distinguished."""
         query, self.keys = self.training_networks["moco"](representation, self.key_lq)
         self.figures |= {
             "contrast_accuracy": self.bare_moco.queue_accuracy(query, self.keys),

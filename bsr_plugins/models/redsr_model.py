@@ -26,7 +26,8 @@ class ReDSRModel(BlindSRModel):
     """Trains `ReDSR` as the paper does (Liu et al., ECCV 2024), with any of its parts left out.
 
     Two patches of an image share one degradation. The first is encoded and super-resolved; its representation lets
-    the degrader turn the HR patch of the second into its LR patch (Eq. 2–4). Options besides those of `BlindSRModel`:
+    the degrader turn the HR patch of the second into its LR patch (Eq. 2–4). Options in addition to those of
+    `BlindSRModel`:
 
     * `train.redegradation_opt`: the loss between reproduced and true LR patch, Eq. 4: `{type: L1Loss}`, whose `pred`
       and `target` these are; and `network_degrader`, the degrader (`ReDSRDegrader`). Without both it is a network of
@@ -39,7 +40,7 @@ class ReDSRModel(BlindSRModel):
     With an `OracleEncoder` (model 9 of Table 2) the network gets the true blur kernel of every image, in validation
     and testing too, from a `PairedDegradationDataset`.
 
-    Logged besides the losses: `redegradation_rmse` (mean d of Eq. 8, in grey levels) and `modulation` (mean W).
+    Logged with the losses: `redegradation_rmse` (mean d of Eq. 8, in grey levels) and `modulation` (mean W).
 
     Raises:
         OptionError: The blocks do not fit together.
@@ -51,8 +52,7 @@ class ReDSRModel(BlindSRModel):
         super().__init__(opt)
         if not self.is_train:
             self._check_network({})
-            if self._faults:
-                raise OptionError(*self._faults)
+            self._raise_faults()
 
     def init_training_settings(self) -> None:
         """Build what only training needs, and check that it fits."""

@@ -12,7 +12,7 @@ from bsr_plugins.registration import register
 class SimpleAlignModel(BlindSRModel):
     """Trains any network, e.g. `MSRResNet`, on two degradations of every image (Wang et al., CVPR 2024).
 
-    Options are those of `BlindSRModel`, and tell the paper's three kinds of run apart:
+    Options are those of `BlindSRModel`, and distinguish the paper's three kinds of run:
 
     * `train.align_opt: {type: AlignmentLoss}`: both LR images go through `network_g` in one pass and both outputs are
       held to the HR image; the alignment is added;

@@ -51,15 +51,15 @@ class StepLoss:
 
     @property
     def quantities(self) -> set[str]:
-        """What a step has to have for it, besides the generator."""
+        """What a step has to have for it, apart from the generator."""
         return {*self.wants.values()} - {GENERATOR}
 
     @property
     def names(self) -> tuple[str, str]:
         """What the loss is called in the log, and the second of a pair, as a perceptual loss gives."""
-        own = self.key.removesuffix(_SUFFIX)
-        stem = _STEMS.get(own, own)
-        return f"l_{stem}", "l_style" if own == "perceptual" else f"l_{stem}_style"
+        key = self.key.removesuffix(_SUFFIX)
+        stem = _STEMS.get(key, key)
+        return f"l_{stem}", "l_style" if key == "perceptual" else f"l_{stem}_style"
 
     def compute(self, quantities: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute the loss.

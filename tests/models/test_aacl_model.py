@@ -1,4 +1,4 @@
-"""AACLModel: the choice of views, the contrast, the key side, the encoder's own phase."""
+"""AACLModel: the choice of views, the contrast, the key side, the encoder's phase."""
 
 from __future__ import annotations
 

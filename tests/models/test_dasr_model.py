@@ -1,4 +1,4 @@
-"""DASRModel: which view is what, its losses by hand, the encoder's own phase, the energy distance as a block."""
+"""DASRModel: which view is what, its losses by hand, the encoder's phase, the energy distance as a block."""
 
 from __future__ import annotations
 

@@ -175,9 +175,9 @@ def test_dropout_drops_channels_by_position(opt: Options, make_model: Make, gt: 
 
 def seen_by(model: Any) -> tuple[Tensor, Tensor]:
     """What enters the last convolution in a pass of its own, and what comes out."""
-    with find_tap(model.net_g, model.lq)(model.net_g) as heard:
+    with find_tap(model.net_g, model.lq)(model.net_g) as tapped:
         output: Tensor = model.net_g(model.lq)
-    return heard.features.detach(), output.detach()
+    return tapped.features.detach(), output.detach()
 
 
 def test_dropout_of_nothing_changes_nothing(opt: Options, make_model: Make, gt: Tensor, step: Step) -> None:

@@ -104,7 +104,7 @@ def log(opts: dict[str, Options]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("added", INF, "l_pix is inf"),
         ("added", NAN, "l_pix is nan"),
@@ -114,7 +114,7 @@ def log(opts: dict[str, Options]) -> Iterator[list[str]]:
     ],
 )
 def test_a_bad_loss_and_a_bad_gradient_are_seen_alone(
-    name: str, value: float, told: str, opts: dict[str, Options], log: list[str]
+    name: str, value: float, expected: str, opts: dict[str, Options], log: list[str]
 ) -> None:
     opts["align"]["train"]["clip_grad_norm"] = 1.0
     model, batch = make(opts["align"]), batch_at(opts["align"], 1)
@@ -123,12 +123,12 @@ def test_a_bad_loss_and_a_bad_gradient_are_seen_alone(
     assert not step(model, 1, batch)
     assert_equal(state_of(model), before)
     (line,) = log
-    assert told in line
+    assert expected in line
     assert ("gradient" in line) == (name == "slope")
     assert ("l_pix" in line) == (name == "added")
     assert dict(model.get_current_log()) == {}, "there is a log, if an empty one"
     setattr(model.losses["pixel_opt"].module, name, 0.0 if name == "added" else 1.0)
-    assert step(model, 1, batch), "the figure besides the loss may be infinite"
+    assert step(model, 1, batch), "a figure to log may be infinite"
 
 
 def test_the_line_names_files_and_degradation(opts: dict[str, Options], log: list[str]) -> None:
@@ -260,4 +260,4 @@ def test_ranks_skip_alike_where_one_has_a_bad_batch(kind: str, opts: dict[str, O
     assert lines[1].startswith("Iteration 4: step skipped (1 in a row, 2 in all): rank 1: l_pix is inf; gt_path")
     # AACL's batch normalisation is over all ranks, so a bad batch of one makes the losses of all bad.
     assert kind == "aacl" or not any("0_0.png" in line for line in lines)
-    assert outcomes[1]["lines"] == [], "rank 0 tells"
+    assert outcomes[1]["lines"] == [], "rank 0 logs"

@@ -160,7 +160,9 @@ def test_any_loss_of_images_will_do(opt: Options, make_model: Make, step: Step, 
     step(model, pairs, 1)
     assert set(model.get_current_log()) == {"l_mine", "l_tv"}
     opt["train"] = {key: value for key, value in opt["train"].items() if not key.endswith("_opt")}
-    with pytest.raises(OptionError, match=r"^train\.pixel_opt: expected this block, .* or another loss of SR images"):
+    with pytest.raises(
+        OptionError, match=r"^train\.pixel_opt: the block is missing, BlindSRModel needs it, or another loss of sr"
+    ):
         make_model(opt)
 
 
@@ -182,6 +184,11 @@ def test_a_trial_leaves_no_trace(opt: Options, make_model: Make) -> None:
             {"type": "WantsDepth"},
             r"train\.my_opt\.type: 'WantsDepth' wants 'depth', expected among what BlindSRModel's step offers: "
             r"features, generator, gt, lq, paired_features, pred, representation, sr, target, views, x$",
+        ),
+        (
+            "pixel_opt",
+            {"type": "KLDivergenceLoss"},
+            r"train\.pixel_opt\.type: 'KLDivergenceLoss', expected a loss of sr, ",
         ),
         ("gan_opt", {"type": "GANLoss", "gan_type": "lsgan"}, r"train\.gan_opt\.type: 'GANLoss' wants 'input', "),
         ("my_opt", {"type": "ModulatedL1Loss"}, r"train\.my_opt\.type: 'ModulatedL1Loss' wants 'distance', "),
@@ -238,8 +245,8 @@ def test_all_faults_are_told_together(opt: Options, make_model: Make) -> None:
         "train.my_opt.type",
         "train.other_opt.type",
         "datasets.train.batch_size_per_gpu",
-        "train.tap_layer",
         "train.pixel_opt",
+        "train.tap_layer",
     ]
 
 

@@ -7,7 +7,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 
-@LOSS_REGISTRY.register()  # type: ignore[untyped-decorator]
+@LOSS_REGISTRY.register()
 class EdgeLoss(nn.Module):
     """L1 distance of the differences of neighbouring pixels; logs `l_edge` and `edge_sharpness`."""
 
@@ -18,4 +18,4 @@ class EdgeLoss(nn.Module):
     def forward(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare SR with HR images, (B, C, H, W)."""
         distances = [(torch.diff(sr, dim=dim) - torch.diff(gt, dim=dim)).abs().mean() for dim in (2, 3)]
-        return self.loss_weight * sum(distances), {"sharpness": torch.diff(sr.detach()).abs().mean()}
+        return self.loss_weight * torch.stack(distances).sum(), {"sharpness": torch.diff(sr.detach()).abs().mean()}

@@ -11,7 +11,7 @@ from bsr_plugins.degradations import Params
 from bsr_plugins.models import BlindSRModel
 
 
-@MODEL_REGISTRY.register()  # type: ignore[untyped-decorator]
+@MODEL_REGISTRY.register()
 class NoisyModel(BlindSRModel):
     """A `BlindSRModel` whose LR patches get Gaussian noise after their degradation."""
 
