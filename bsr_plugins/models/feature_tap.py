@@ -97,7 +97,7 @@ def _version(features: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class FeatureTap:
-    """A layer of a network that can be listened to; `find_tap` makes it.
+    """A layer of a network that can be tapped; `find_tap` makes it.
 
     It holds names and numbers only, so one tap goes with every network of the same kind: wrapped, compiled, or its EMA
     copy. Use it around a forward pass:
@@ -124,7 +124,7 @@ class FeatureTap:
 
     @contextmanager
     def __call__(self, network: nn.Module, replace: Replace | None = None) -> Iterator[TappedPass]:
-        """Listen to the layer during one forward pass.
+        """Tap the layer during one forward pass.
 
         Args:
             network: The network, wrapped or bare.
@@ -141,8 +141,8 @@ class FeatureTap:
             args, kwargs = _through(tapped.take, args, kwargs)
             return original(*args, **kwargs)
 
-        watch: Any = _WeightWatch((module.weight, tapped.take)) if self.functional else _other_forward(module, forward)
-        with watch:
+        weight: Any = getattr(module, "weight", None)
+        with _WeightWatch((weight, tapped.take)) if self.functional else _other_forward(module, forward):
             yield tapped
         tapped.check(self.layer)
 
