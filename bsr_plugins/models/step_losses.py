@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import BSRError, OptionError, did_you_mean
+from bsr_plugins.precision import at_least_float32
 from bsr_plugins.random_states import random_states_kept
 
 GENERATOR = "generator"
@@ -74,7 +75,7 @@ class StepLoss:
             OptionError: It gives something else than numbers.
         """
         result = self.module(**{name: quantities[quantity] for name, quantity in self.wants.items()})
-        figures: Mapping[str, Tensor] = {}
+        figures: Mapping[str, Tensor | float] = {}
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
             result, figures = result
         parts = result if isinstance(result, tuple) and len(result) == 2 else (result,)
@@ -83,7 +84,9 @@ class StepLoss:
             raise OptionError(
                 f"train.{self.key}: {dict(self.block)!r}, expected a loss that is one number, as with reduction: mean"
             )
-        return losses, {f"{self.key.removesuffix(_SUFFIX)}_{name}": value for name, value in figures.items()}
+        key, device = self.key.removesuffix(_SUFFIX), next(iter(losses.values())).device
+        tensors = {name: torch.as_tensor(value, device=device) for name, value in figures.items()}
+        return losses, {f"{key}_{name}": at_least_float32(tensor) for name, tensor in tensors.items()}
 
     def try_on(self, images: Mapping[str, Tensor]) -> None:
         """Compute the loss of images for trial, if it wants nothing else; it and all random states stay as they were.
@@ -93,13 +96,14 @@ class StepLoss:
         """
         if not self.wants or not images.keys() >= {*self.wants.values()}:
             return
+        image = images[next(iter(self.wants.values()))]
         try:
-            with random_states_kept(), torch.no_grad():
+            with random_states_kept([image.get_device()] if image.is_cuda else []), torch.no_grad():
                 copy.deepcopy(self).compute(images)
         except BSRError:
             raise
         except Exception as error:
-            side = next(images[quantity].shape[-1] for quantity in self.wants.values())
+            side = image.shape[-1]
             raise OptionError(
                 f"train.{self.key}.type: {self.block['type']!r}, expected a loss of images of {side}x{side} pixels "
                 f"({_reason(error)})"

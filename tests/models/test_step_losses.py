@@ -38,7 +38,7 @@ class ManyThings(Recording):
             "representation": representation,
             "draw": torch.rand(3, generator=generator),
         }
-        return (sr - gt).square().mean(), {"rmse": (sr - gt).detach().square().mean().sqrt()}
+        return (sr - gt).square().mean(), {"rmse": (sr - gt).detach().square().mean().sqrt(), "images": len(sr)}
 
 
 class OfFeatures(Recording):
@@ -121,7 +121,8 @@ def test_a_loss_gets_what_its_parameters_are_called(opt: Options, make_model: Ma
     assert (flat["unknown"], flat["others"], flat["more"]) == (2.0, (), {})
     assert model.pair_params == {}
     log = model.get_current_log()
-    assert set(log) == {"l_pix", "l_my", "l_flat", "my_rmse", "representation_mean", "representation_std"}
+    assert set(log) == {"l_pix", "l_my", "l_flat", "my_rmse", "my_images", "representation_mean", "representation_std"}
+    assert log["my_images"] == 8
     assert log["l_my"] == pytest.approx(log["my_rmse"] ** 2, rel=1e-5)
     assert any(not torch.equal(now, then) for now, then in zip(model.net_g.parameters(), before, strict=True))
 
