@@ -26,7 +26,7 @@ class _GatherWithGradient(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:  # noqa: ARG004
         summed = gradients[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(summed)
-        return own_rows(summed, distributed.get_rank(), distributed.get_world_size())
+        return rows_of_rank(summed, distributed.get_rank(), distributed.get_world_size())
 
 
 def several_ranks() -> bool:
@@ -37,7 +37,7 @@ def several_ranks() -> bool:
 def gather_batch(local: Tensor) -> Tensor:
     """Put the batches of all ranks together, with gradient.
 
-    In the backward pass each rank gets the sum over ranks of the gradients of its own part. With one process the
+    In the backward pass each rank gets the sum over ranks of the gradients of its part. With one process the
     batch comes back as it is. Forward and backward are collective: every rank has to run them.
 
     Args:
@@ -52,7 +52,7 @@ def gather_batch(local: Tensor) -> Tensor:
     return gathered
 
 
-def own_rows(whole: Tensor, rank: int, world_size: int, views: int = 1, passes: int = 1) -> Tensor:
+def rows_of_rank(whole: Tensor, rank: int, world_size: int, views: int = 1, passes: int = 1) -> Tensor:
     """Take a rank's rows from those of all ranks.
 
     Args:

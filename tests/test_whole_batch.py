@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsr_plugins.whole_batch import gather_batch, own_rows, several_ranks
+from bsr_plugins.whole_batch import gather_batch, rows_of_rank, several_ranks
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2))
 def test_ranks_share_the_rows_out(world_size: int, batch: int, views: int, passes: int) -> None:
     whole = torch.arange(passes * world_size * batch * views * 2).view(-1, 2)
-    parts = [own_rows(whole, rank, world_size, views, passes) for rank in range(world_size)]
+    parts = [rows_of_rank(whole, rank, world_size, views, passes) for rank in range(world_size)]
     for rank, part in enumerate(parts):
         rows = [
             (number * world_size * batch + rank + world_size * sample) * views + view
@@ -29,4 +29,4 @@ def test_one_process_has_all() -> None:
     batch = torch.rand(3, 2)
     assert not several_ranks()
     assert gather_batch(batch) is batch
-    assert torch.equal(own_rows(batch, 0, 1), batch)
+    assert torch.equal(rows_of_rank(batch, 0, 1), batch)

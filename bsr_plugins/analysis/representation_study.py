@@ -145,9 +145,9 @@ class StudyModel(ReDSRModel):
 class ConstantReDSRModel(StudyModel):
     """A `StudyModel` whose degrader is told nothing about the degradation."""
 
-    def redegradation_losses(self, representation: Tensor) -> dict[str, Tensor]:
-        """See `ReDSRModel.redegradation_losses`."""
-        return super().redegradation_losses(torch.zeros_like(representation))
+    def redegrade(self, representation: Tensor) -> dict[str, Tensor]:
+        """See `ReDSRModel.redegrade`."""
+        return super().redegrade(torch.zeros_like(representation))
 
 
 def run_variant(

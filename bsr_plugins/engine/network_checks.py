@@ -10,7 +10,7 @@ from typing import Any
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor, nn
+from torch import nn
 
 from bsr_plugins.engine.checkpoint_sets import Found, use_networks, wanted_networks
 from bsr_plugins.engine.faults import Faults
@@ -134,15 +134,14 @@ def check_images(
 def _check_output(
     opt: Mapping[str, Any], model: type, network: nn.Module, found: Mapping[str, FoundImages], faults: Faults
 ) -> None:
-    condition: dict[str, Tensor] = {}
-    if issubclass(model, BlindSRModel):
-        condition = {name: value[:1] for name, value in model.trial_condition(network).items()}
-    elif _is_fed_otherwise(model) or _wants_more(network):
+    if getattr(network, "needs_kernel", False):
+        return
+    if not issubclass(model, BlindSRModel) and (_is_fed_otherwise(model) or _wants_more(network)):
         return
     channels = {dataset.channels for dataset in found.values()} or {3}
     side = _side(opt, faults)
     for number in sorted(channels):
-        check_output(network, grey_image(number, side), opt["scale"], "network_g", condition)
+        check_output(network, grey_image(number, side), opt["scale"], "network_g")
 
 
 def _side(opt: Mapping[str, Any], faults: Faults) -> int:

@@ -13,7 +13,6 @@ from basicsr.models.realesrgan_model import RealESRGANModel
 from basicsr.models.realesrnet_model import RealESRNetModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import nn
 
 from bsr_plugins.blocks import integer
 from bsr_plugins.degradations import build_degradation
@@ -27,7 +26,7 @@ from bsr_plugins.engine.schema import MAX_SEED
 from bsr_plugins.engine.train_options import check_train_options
 from bsr_plugins.engine.validation_options import check_validation
 from bsr_plugins.errors import OptionError
-from bsr_plugins.models.blind_sr_model import BlindSRModel, check_device
+from bsr_plugins.models.assembled_model import check_device
 from bsr_plugins.random_states import random_states_kept
 
 _BASICSR = "basicsr"
@@ -73,7 +72,7 @@ def check_run(opt: Mapping[str, Any], faults: Faults, fetch: bool) -> None:
             if opt["is_train"] and isinstance(opt.get("train"), Mapping):
                 check_train_options(opt["train"], model, _needed_optimisers(model), faults)
             networks = check_networks(opt, _needed_networks(opt, model), faults)
-            if _check_model(opt, model, networks, faults) and "network_g" in networks:
+            if "network_g" in networks:
                 check_images(opt, model, networks["network_g"], found, faults)
         check_validation(opt, model, found, faults)
     if fetch and not faults.lines and opt["is_train"]:
@@ -151,21 +150,6 @@ def _needed_networks(opt: Mapping[str, Any], model: type) -> set[str]:
     if opt["is_train"] and model.__module__.partition(".")[0] == _BASICSR:
         needed |= {key for key in reads_of(model).keys_of(()) if key.startswith("network_")}
     return needed
-
-
-def _check_model(opt: Mapping[str, Any], model: type, networks: Mapping[str, nn.Module], faults: Faults) -> bool:
-    """Let a model of this package check how its blocks fit; return whether it has nothing to complain of."""
-    blocks = [("scale",), ("num_gpu",), ("degradation",), ("train",), ("datasets",)]
-    if not issubclass(model, BlindSRModel) or not faults.free(*blocks):
-        return True
-    before = faults.lines
-    with faults.noted("model_type"):
-        model.check_options(opt)
-    given = [(key,) for key in opt if key.startswith("network_")]
-    if faults.lines == before and faults.free(*given) and "network_g" in networks:
-        with faults.noted("model_type"):
-            model.check_networks(opt, networks)
-    return faults.lines == before
 
 
 def _fetch_weights(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:

@@ -33,7 +33,7 @@ class AlignmentLoss(nn.Module):
 
     With `statistics: spatial`, the paper's text, mean μ and covariance Σ of an image are those of its C-vectors at the
     H·W positions: `‖μ_a − μ_b‖²` and `‖Σ_a − Σ_b‖²_F`. They do not depend on where in the image a vector is. Every
-    channel has its n functions, with ω and φ of its own, which are those of all images. Ours, where the paper is
+    channel has its n functions, with its ω and φ, which are those of all images. Ours, where the paper is
     silent: Σ is divided by H·W, not H·W − 1; the terms are means over the images; the functions are divided by √n,
     so that the size of the terms does not depend on n.
 
@@ -43,7 +43,7 @@ class AlignmentLoss(nn.Module):
     shared by its channels, and n values φ per channel; ωx + φ is shifted and scaled to [0, π/2] over the channels of
     each vector, and the feature is `√(2/n) · (cos + sin)` of that. The released n is 1.
 
-    Under `torch.distributed` the spatial loss is that of a rank's own part of the batch, as each image stands alone,
+    Under `torch.distributed` the spatial loss is that of a rank's part of the batch, as each image stands alone,
     and the mean over the ranks is that of one process. The pooled loss is that of the batch of all ranks, gathered with
     gradient, on every rank; see `RepresentationLoss`.
 
@@ -76,10 +76,10 @@ class AlignmentLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(statistics, str) or statistics not in STATISTICS:
-            raise unknown_name("AlignmentLoss.statistics", statistics, STATISTICS)
+            raise unknown_name("statistics", statistics, STATISTICS)
         self.statistics = statistics
-        self.num_random_features = integer(num_random_features, "AlignmentLoss.num_random_features", 1)
-        self.stride = integer(stride, "AlignmentLoss.stride", 1)
+        self.num_random_features = integer(num_random_features, "num_random_features", 1)
+        self.stride = integer(stride, "stride", 1)
         factors = {
             "loss": loss_weight,
             "linear": linear_weight,
@@ -88,34 +88,28 @@ class AlignmentLoss(nn.Module):
             "covariance": covariance_weight,
         }
         for name, factor in factors.items():
-            number(factor, f"AlignmentLoss.{name}_weight", 0.0)
-        self.weights = {
-            term: loss_weight * factors[mapped] * factors[moment]
-            for term, (mapped, moment) in {term: term.split("_") for term in TERMS}.items()
-        }
-        if not any(self.weights.values()):
-            raise OptionError(f"AlignmentLoss: {factors} switch every term off, expected one that is on")
+            number(factor, f"{name}_weight", 0.0)
+        self.linear, self.nonlinear = (
+            Weights(loss_weight * factor * mean_weight, loss_weight * factor * covariance_weight)
+            for factor in (linear_weight, nonlinear_weight)
+        )
+        if not any((*self.linear, *self.nonlinear)):
+            raise OptionError(f"loss_weight: {factors} switch every term off, expected one that is on")
 
-    def forward(self, features: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the weighted sum of the terms, 0-dim; see `measure`.
+    @property
+    def least_batch(self) -> int:
+        """How many images it needs, over all ranks: two where they are centred over the batch."""
+        return 2 if self.statistics == "pooled" else 1
 
-        Args:
-            features: (B, C, H, W).
-            others: (B, C, H, W), of the same images under other degradations.
-            generator: CPU generator of ω and φ.
-        """
-        if features.shape != others.shape:
-            shapes = f"{tuple(features.shape)} and {tuple(others.shape)}"
-            raise BSRError(f"AlignmentLoss: features {shapes}, expected two equal shapes (B, C, H, W)")
-        return self.measure(torch.cat([features, others]), generator)[0]
-
-    def measure(self, features: Tensor, generator: torch.Generator, views: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, paired_features: Tensor, generator: torch.Generator, views: int = 1
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the weighted terms, in float32 at least, under autocast too.
 
         Args:
-            features: (2·B, C, H, W): images under one degradation, then the same images under another.
+            paired_features: (2·B, C, H, W): images under one degradation, then the same images under another.
             generator: CPU generator of ω, φ and of where to begin with a stride, in the same state on every rank.
-            views: How many images, one after another, are one sample's; it tells the order of all ranks' images.
+            views: How many images, one after another, are one sample's; the order of all ranks' images follows from it.
 
         Returns:
             The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient the terms that
@@ -124,20 +118,21 @@ class AlignmentLoss(nn.Module):
         Raises:
             BSRError: The shape is another, or a batch of one is to be centred.
         """
+        features = paired_features
         if features.dim() != 4 or len(features) % 2:
-            raise BSRError(f"AlignmentLoss: features {tuple(features.shape)}, expected (2·B, C, H, W)")
+            raise BSRError(f"AlignmentLoss: paired_features {tuple(features.shape)}, expected (2·B, C, H, W)")
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(self._thin_out(features, generator))
             measure = self._measure_spatial if self.statistics == "spatial" else partial(self._measure_pooled, views)
             total, terms = measure(features, generator)
-        named = zip(self.weights.items(), terms, strict=True)
-        return total, {name: term for (name, weight), term in named if weight > 0}
+        named = zip(TERMS, (*self.linear, *self.nonlinear), terms, strict=True)
+        return total, {name: term for name, weight, term in named if weight > 0}
 
     def _measure_spatial(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Compare (2·B, C, H, W); returns the loss and its terms (4,)."""
         batch, channels = len(features) // 2, features.shape[1]
         omega, phi = (draw.to(features) for draw in self._draw(batch, channels, generator))
-        weights = [self._weights_of(mapped).scaled_by(1 / batch) for mapped in ("linear", "nonlinear")]
+        weights = [weights.scaled_by(1 / batch) for weights in (self.linear, self.nonlinear)]
         found: tuple[Tensor, Tensor] = SpatialDistance.apply(features.flatten(2), omega, phi, *weights)
         return found
 
@@ -152,7 +147,7 @@ class AlignmentLoss(nn.Module):
                 f"AlignmentLoss: a batch of {batch} over all ranks, expected at least 2 images with statistics: pooled"
             )
         omega, phi = (draw.to(vectors) for draw in self._draw(batch, channels, generator))
-        return pooled_distance(vectors, omega, phi, self._weights_of("linear"), self._weights_of("nonlinear"))
+        return pooled_distance(vectors, omega, phi, self.linear, self.nonlinear)
 
     def _thin_out(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """Take every s-th row and column of (B, C, H, W)."""
@@ -168,10 +163,7 @@ class AlignmentLoss(nn.Module):
         """Draw ω and φ on the CPU, in the shapes that the arithmetic wants."""
         n = self.num_random_features
         shapes = [(channels, n, 1)] * 2 if self.statistics == "spatial" else [(batch, 1, n), (batch, channels, n)]
-        if not self._weights_of("nonlinear").any:
+        if not self.nonlinear.any:
             return torch.zeros(shapes[0]), torch.zeros(shapes[1])
         omega = torch.randn(shapes[0], generator=generator, dtype=torch.float32)
         return omega, 2 * math.pi * torch.rand(shapes[1], generator=generator, dtype=torch.float32)
-
-    def _weights_of(self, mapped: str) -> Weights:
-        return Weights(self.weights[f"{mapped}_mean"], self.weights[f"{mapped}_covariance"])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bsr_plugins.blocks import number
 from bsr_plugins.registration import register
+from bsr_plugins.whole_batch import gather_batch
 
 _LOWEST_TEMPERATURE = 1e-4
 
@@ -32,20 +33,29 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 0.07) -> None:
         super().__init__()
-        self.loss_weight = number(loss_weight, "InfoNCELoss.loss_weight", 0.0)
-        self.temperature = number(temperature, "InfoNCELoss.temperature", _LOWEST_TEMPERATURE)
+        self.loss_weight = number(loss_weight, "loss_weight", 0.0)
+        self.temperature = number(temperature, "temperature", _LOWEST_TEMPERATURE)
 
-    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor, accepted: Tensor | None = None) -> Tensor:
         """Compute the loss, in float32 at least, under autocast too.
 
         Args:
             query: Unit vectors (B, D).
             positive: Unit vectors (B, D), or (B, M, D) for M positives of each query.
             negatives: Unit vectors (D, K), K ≥ 1, shared by all queries.
+            accepted: Which queries count, (B,); None if all do. Under `torch.distributed` the mean of the losses over
+                the ranks is then that of one process, however the accepted ones are spread.
 
         Returns:
-            The weighted mean, 0-dim.
+            The weighted mean, 0-dim; 0 if no query counts.
         """
+        share = 1.0
+        if accepted is not None:
+            everyones = gather_batch(accepted.sum()[None])
+            here, in_all = int(accepted.sum()), int(everyones.sum())
+            if here == 0:
+                return query.sum() * 0
+            query, positive, share = query[accepted], positive[accepted], here * len(everyones) / in_all
         dtype = torch.promote_types(query.dtype, torch.float32)
         if positive.dim() == 2:
             positive = positive.unsqueeze(1)
@@ -55,4 +65,4 @@ class InfoNCELoss(nn.Module):
             against = torch.logsumexp(scaled @ negatives.to(dtype), dim=1, keepdim=True)
             # -log(e^a / (e^a + e^b)) = -log sigmoid(a - b), which neither overflows nor cancels.
             loss = -F.logsigmoid(for_positive - against).mean()
-        return self.loss_weight * loss
+        return self.loss_weight * loss * share

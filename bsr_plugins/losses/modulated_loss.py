@@ -58,7 +58,7 @@ class ModulatedL1Loss(nn.Module):
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
-        self.loss_weight = number(loss_weight, "ModulatedL1Loss.loss_weight", 0.0)
+        self.loss_weight = number(loss_weight, "loss_weight", 0.0)
 
     def forward(self, sr: Tensor, gt: Tensor, distance: Tensor) -> Tensor:
         """Compute the loss, in float32 at least.

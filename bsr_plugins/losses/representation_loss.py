@@ -19,24 +19,18 @@ Sampler = Callable[[int, int, torch.Generator], Tensor]
 LEAST_VARIANCE = 1e-12
 """What `KLDivergenceLoss` takes a smaller variance for.
 
-float32 cannot tell representations of order 1 so near each other apart. It is small because those of an untrained
-encoder have variances of 1e-8, and need the gradient that spreads them.
+float32 cannot distinguish representations of order 1 that are so near each other. It is small because those of an
+untrained encoder have variances of 1e-8, and need the gradient that spreads them.
 """
 
 
-def _gaussian(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(count, dim, generator=generator, dtype=torch.float32)
-
-
-def _uniform(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, dim, generator=generator, dtype=torch.float32)
-
-
-def _exponential(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    return torch.empty(count, dim, dtype=torch.float32).exponential_(generator=generator)
-
-
-DISTRIBUTIONS: dict[str, Sampler] = {"gaussian": _gaussian, "uniform": _uniform, "exponential": _exponential}
+DISTRIBUTIONS: dict[str, Sampler] = {
+    "gaussian": lambda count, dim, source: torch.randn(count, dim, generator=source, dtype=torch.float32),
+    "uniform": lambda count, dim, source: torch.rand(count, dim, generator=source, dtype=torch.float32),
+    "exponential": lambda count, dim, source: torch.empty(count, dim, dtype=torch.float32).exponential_(
+        generator=source
+    ),
+}
 """What `EnergyDistanceLoss` can draw, as `(count, dim, generator) -> (count, dim)`, float32, on the CPU.
 
 N(0, 1), U(0, 1) and the exponential of rate 1, independent in each component. The paper names the three and gives
@@ -55,13 +49,18 @@ class RepresentationLoss(nn.Module, ABC):
     Args:
         loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
 
+    Attributes:
+        least_batch: How many representations it needs, over all ranks.
+
     Raises:
         OptionError: The weight is out of its range.
     """
 
+    least_batch = 1
+
     def __init__(self, loss_weight: float = 0.01) -> None:
         super().__init__()
-        self.loss_weight = number(loss_weight, f"{type(self).__name__}.loss_weight", 0.0)
+        self.loss_weight = number(loss_weight, "loss_weight", 0.0)
 
     def forward(self, representation: Tensor, generator: torch.Generator) -> Tensor:
         """Compute the loss, in float32 at least, under autocast too.
@@ -118,10 +117,10 @@ class EnergyDistanceLoss(RepresentationLoss):
     ) -> None:
         super().__init__(loss_weight)
         if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
-            raise unknown_name("EnergyDistanceLoss.distribution", distribution, DISTRIBUTIONS)
+            raise unknown_name("distribution", distribution, DISTRIBUTIONS)
         self.distribution = distribution
-        self.num_samples = integer(num_samples, "EnergyDistanceLoss.num_samples", 1)
-        self.divide_by_dim = boolean(divide_by_dim, "EnergyDistanceLoss.divide_by_dim")
+        self.num_samples = integer(num_samples, "num_samples", 1)
+        self.divide_by_dim = boolean(divide_by_dim, "divide_by_dim")
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
         """Compute Eq. 5 of the whole batch (B, C) against fresh samples; 0-dim, unweighted."""
@@ -157,6 +156,8 @@ class KLDivergenceLoss(RepresentationLoss):
     Raises:
         OptionError: The weight is out of its range.
     """
+
+    least_batch = 2
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """Compute the divergence of the whole batch (B, C), B ≥ 2; 0-dim, unweighted. Nothing is drawn.

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-from mmengine.dist import all_reduce_params
-from torch import Tensor, nn
+from annotated_types import Ge
+from pydantic import Field
+from torch import Tensor, distributed, nn
 
 from bsr_plugins.archs import MoCo
-from bsr_plugins.blocks import call_with, integer, number, placed
+from bsr_plugins.blocks import placed
 from bsr_plugins.errors import OptionError
-from bsr_plugins.losses import InfoNCELoss
 from bsr_plugins.metrics.representation import embedding_spread
 from bsr_plugins.models.blind_sr_model import BlindSRModel
-from bsr_plugins.models.loss_kinds import check_loss_kind
-from bsr_plugins.whole_batch import gather_batch
+from bsr_plugins.models.step_losses import same
+from bsr_plugins.options.declared import OptionBlock, Whole
+from bsr_plugins.whole_batch import gather_batch, several_ranks
 
 
-class EncoderPhase(NamedTuple):
+class EncoderPhase(OptionBlock):
     """The first iterations, in which only the encoder learns.
 
     DASR's are 100 epochs at 1e-3, a tenth of it after 60, an epoch being 1000 iterations.
-
-    Attributes:
-        iters: How many they are; 0 for none.
-        lr: The learning rate at first.
-        milestones: After how many iterations it is multiplied by `gamma`.
-        gamma: See there.
     """
 
-    iters: int = 0
-    lr: float = 1e-3
-    milestones: Sequence[int] = ()
-    gamma: float = 0.1
+    iters: Whole = Field(default=0, ge=0, description="How many they are; 0 for none.")
+    lr: float = Field(default=1e-3, ge=0, description="The learning rate at first.")
+    milestones: list[Annotated[Whole, Ge(1)]] = Field(
+        default=[], description="After how many iterations the learning rate is multiplied by `gamma`."
+    )
+    gamma: float = Field(default=0.1, ge=0, le=1, description="The factor at each of `milestones`.")
 
     def lr_at(self, iteration: int) -> float:
         """Return the learning rate of an iteration, which counts from 1."""
@@ -45,85 +41,70 @@ class ContrastiveModel(BlindSRModel, ABC):
     """A training model with `network_moco`; a method's model chooses queries and keys in `prepare_batch`.
 
     That sets `lq`, `gt` (the queries and their HR patches) and `key_lq` (B, C, h, w) or (B, M, C, h, w).
-    Options besides those of `BlindSRModel`:
+    Options in addition to those of `BlindSRModel`:
 
     * `network_moco`: the key side (`MoCo`);
-    * `train.contrastive_opt`: the loss (`InfoNCELoss`);
-    * `train.encoder_phase: {iters: N, lr: 0.001, milestones: [], gamma: 0.1}`: see `EncoderPhase`. The schedule of
-      `train.scheduler` and the warm-up count from the end of the phase; `total_iter` includes it.
+    * `train.contrastive_opt`: the loss (`InfoNCELoss`), which gets `query` (B, D), `positive` (B, D) or (B, M, D) and
+      `negatives` (D, K): unit vectors;
+    * `train.encoder_phase`: see `EncoderPhase`. Losses of `sr` are left out of it. The schedule of `train.scheduler`
+      and the warm-up count from the end of the phase; `total_iter` includes it.
 
-    Logged besides the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
+    Logged with the losses: `contrast_accuracy` (how often a positive beats every key in the queue; chance is
     1 / (1 + number of keys)) and `embedding_spread` (0 collapsed, 1 even).
     """
 
+    class TrainOptions(BlindSRModel.TrainOptions):
+        """See `BlindSRModel.TrainOptions`."""
+
+        encoder_phase: EncoderPhase | None = Field(
+            default=None, description="The first iterations, in which only the encoder learns; null is none."
+        )
+
+    train_options: TrainOptions
     training_network_names = ("moco",)
+    restores_every_view = False
 
-    def build_losses(self) -> None:
-        """Build the contrastive loss and read the settings of the encoder phase."""
-        super().build_losses()
-        self.cri_contrast = self.build_train_loss("contrastive_opt")
-        self.encoder_phase = _encoder_phase(self.opt["train"])
+    def init_training_settings(self) -> None:
+        """Build what only training needs, and check that it fits."""
+        super().init_training_settings()
+        self.encoder_phase = self.train_options.encoder_phase or EncoderPhase()
+        total, phase = self.opt["train"]["total_iter"], self.encoder_phase.iters
+        self.expect(phase <= total, f"train.encoder_phase.iters: {phase}, expected a whole number in [0, {total}]")
+        name = type(self).__name__
+        self.expect(self.degradation is not None, f"degradation: the block is missing, {name} needs it")
+        self.require_loss("contrastive_opt", "query", "InfoNCELoss")
+        keys = self.opt["datasets"]["train"]["batch_size_per_gpu"] * self.opt["world_size"] * self.keys_per_query
+        size = self.bare_moco.queue.shape[1]
+        line = f"network_moco.queue_size: {size}, expected at least {keys}, the keys of one step"
+        self.expect(keys <= size, line)
 
-    @classmethod
-    def check_options(cls, opt: Mapping[str, Any]) -> None:
-        """See `BlindSRModel.check_options`."""
-        super().check_options(opt)
-        if not opt["is_train"]:
-            return
-        dataset_opt, train_opt = opt["datasets"]["train"], opt["train"]
-        blocks = {"degradation": opt, "network_moco": opt, "train.contrastive_opt": train_opt}
-        for place, holder in blocks.items():
-            if holder.get(place.removeprefix("train.")) is None:
-                raise OptionError(f"{place}: the block is missing, {cls.__name__} needs it")
-        if dataset_opt.get("degrade_on") != "device":
-            raise OptionError(
-                f"datasets.train.degrade_on: {dataset_opt.get('degrade_on')!r}, expected 'device', "
-                f"since {cls.__name__} contrasts views under one degradation"
-            )
-        check_loss_kind(train_opt, "contrastive_opt", InfoNCELoss)
-        _encoder_phase(train_opt)
-
-    @classmethod
-    def images_per_sample(cls, dataset_opt: Mapping[str, Any]) -> int:  # noqa: ARG003
-        """See `BlindSRModel.images_per_sample`; the query alone."""
+    @property
+    def keys_per_query(self) -> int:
+        """How many keys each query is contrasted with."""
         return 1
-
-    @classmethod
-    def keys_per_query(cls, train_opt: Mapping[str, Any]) -> int:  # noqa: ARG003  (a method's options may tell)
-        """Return how many keys each query is contrasted with."""
-        return 1
-
-    @classmethod
-    def check_networks(cls, opt: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> None:
-        """See `BlindSRModel.check_networks`."""
-        super().check_networks(opt, networks)
-        if not opt["is_train"]:
-            return
-        net_g, moco = networks["network_g"], networks["network_moco"]
-        if not isinstance(moco, MoCo):
-            raise OptionError(f"network_moco.type: {opt['network_moco']['type']!r}, expected 'MoCo'")
-        if not isinstance(getattr(net_g, "encoder", None), nn.Module):
-            raise OptionError(f"network_g.type: {opt['network_g']['type']!r}, expected a network with an encoder")
-        batch = opt["datasets"]["train"]["batch_size_per_gpu"] * opt["world_size"]
-        with placed("network_moco"):
-            moco.check_encoder(net_g.encoder)  # type: ignore[arg-type]
-            moco.check_queue(batch * cls.keys_per_query(opt["train"]))
 
     @property
     def bare_moco(self) -> Any:
         """The `MoCo` network without a wrapper."""
         return self.get_bare_model(self.training_networks["moco"])
 
-    @property
-    def bare_net_g(self) -> Any:
-        """`network_g` without a wrapper."""
-        return self.get_bare_model(self.net_g)
-
     def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Let the key side start where the encoder is."""
+        """Let the key side start where the encoder is.
+
+        Raises:
+            BSRError: It is no key side, or not of this encoder.
+        """
         super().start_training_network(name, network)
-        self.check_networks(self.opt, {"network_g": self.bare_net_g, "network_moco": network})
-        network.start_from(self.bare_net_g.encoder)  # type: ignore[operator]
+        if not isinstance(network, MoCo):
+            raise OptionError(f"network_moco.type: {self.opt['network_moco']['type']!r}, expected 'MoCo'")
+        if not isinstance(getattr(self.bare_net_g, "encoder", None), nn.Module):
+            raise OptionError(f"network_g.type: {self.opt['network_g']['type']!r}, expected a network with an encoder")
+        with placed("network_moco"):
+            network.start_from(self.bare_net_g.encoder)
+
+    def offers(self, key: str) -> dict[str, str]:
+        """See `BlindSRModel.offers`."""
+        return super().offers(key) | same("query", "positive", "negatives")
 
     @property
     def in_encoder_phase(self) -> bool:
@@ -131,7 +112,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         return self.current_iter <= self.encoder_phase.iters
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Set the learning rate: the phase's own, then the schedule from its beginning."""
+        """Set the learning rate: the phase's, then the schedule from its beginning."""
         since = current_iter - self.encoder_phase.iters
         if since <= 0:
             lr = self.encoder_phase.lr_at(current_iter)
@@ -143,48 +124,31 @@ class ContrastiveModel(BlindSRModel, ABC):
 
     def compute_losses(self) -> dict[str, Tensor]:
         """Return the losses on the representation and, after the encoder phase, the restoration losses."""
-        restoration = {}
         if self.in_encoder_phase:
-            representation = self.bare_net_g.encode(self.lq)
+            found = {"representation": self.bare_net_g.encode(self.lq), "lq": self.lq, "gt": self.gt}
         else:
-            self.output, representation = self.run_generator(return_representation=True)
-            restoration = self.restoration_losses(self.output, self.gt)
-        return restoration | self.contrastive_losses(representation) | self.representation_losses(representation)
+            found = self.run_generator(with_representation=True)
+        return self.losses_of(found | self.contrast(found["representation"]))
 
-    def contrastive_losses(self, representation: Tensor) -> dict[str, Tensor]:
-        """Contrast the queries with their positives against the queue, and log the representation's health."""
+    def contrast(self, representation: Tensor) -> dict[str, Tensor]:
+        """Return queries, their positives and the queue, and log how well they are distinguished."""
         query, self.keys = self.training_networks["moco"](representation, self.key_lq)
         self.figures |= {
             "contrast_accuracy": self.bare_moco.queue_accuracy(query, self.keys),
             "embedding_spread": embedding_spread(gather_batch(query.detach())),
         }
-        return {"l_contrast": self.contrast(query)}
-
-    def contrast(self, query: Tensor) -> Tensor:
-        """Return the contrastive loss of queries (B, D) and `keys`."""
-        loss: Tensor = self.cri_contrast(query, self.keys, self.bare_moco.queue)
-        return loss
+        return {"query": query, "positive": self.keys, "negatives": self.bare_moco.queue}
 
     def after_backward(self) -> None:
         """Average the encoder's gradients over the ranks in its phase, when `network_g` runs without DDP's forward."""
         super().after_backward()
-        if self.in_encoder_phase:
-            all_reduce_params([p.grad for p in self.bare_net_g.encoder.parameters()], op="mean")
+        if self.in_encoder_phase and several_ranks():
+            for parameter in self.bare_net_g.encoder.parameters():
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.opt["world_size"]
 
     def after_step(self) -> None:
         """Let the key encoder follow, and put the keys into the queue."""
         super().after_step()
         self.bare_moco.update_key_encoder(self.bare_net_g.encoder)
         self.bare_moco.enqueue(self.keys)
-
-
-def _encoder_phase(train_opt: Mapping[str, Any]) -> EncoderPhase:
-    phase = call_with(EncoderPhase, train_opt.get("encoder_phase") or {}, "train.encoder_phase")
-    integer(phase.iters, "train.encoder_phase.iters", 0, train_opt["total_iter"])
-    number(phase.lr, "train.encoder_phase.lr", 0.0)
-    number(phase.gamma, "train.encoder_phase.gamma", 0.0, 1.0)
-    if not isinstance(phase.milestones, list | tuple):
-        raise OptionError(f"train.encoder_phase.milestones: {phase.milestones!r}, expected a list of iterations")
-    for milestone in phase.milestones:
-        integer(milestone, "train.encoder_phase.milestones", 1)
-    return phase

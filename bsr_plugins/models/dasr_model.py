@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor
 
 from bsr_plugins.degradations import Params
-from bsr_plugins.errors import OptionError
 from bsr_plugins.models.contrastive_model import ContrastiveModel
 from bsr_plugins.registration import register
 
@@ -28,14 +24,11 @@ class DASRModel(ContrastiveModel):
         OptionError: The blocks do not fit together.
     """
 
-    @classmethod
-    def check_options(cls, opt: Mapping[str, Any]) -> None:
-        """See `BlindSRModel.check_options`."""
-        super().check_options(opt)
-        if opt["is_train"]:
-            num_views = opt["datasets"]["train"].get("num_views") or 1
-            if num_views != _VIEWS:
-                raise OptionError(f"datasets.train.num_views: {num_views}, expected {_VIEWS}, a query and its positive")
+    def init_training_settings(self) -> None:
+        """Build what only training needs, and check that it fits."""
+        super().init_training_settings()
+        line = f"datasets.train.num_views: {self.num_views}, expected {_VIEWS}, a query and its positive"
+        self.expect(self.num_views == _VIEWS, line)
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
         """Take the first view as the query, the second as its key."""

@@ -2,7 +2,7 @@
 
 No arch is edited, and nothing stays on a network: for the length of one `with` block a tap stands in for the `forward`
 of one layer. That is what `torch.compile` notices, in networks that were compiled before, too; hooks that come later it
-does not, unless it is told to. Where a network hands a layer's weight to `conv2d` instead of calling the layer, that
+does not by default. Where a network hands a layer's weight to `conv2d` instead of calling the layer, that
 call is watched.
 """
 
@@ -40,8 +40,8 @@ def bare_network(network: nn.Module) -> nn.Module:
             return network
 
 
-class Heard:
-    """What a tap has heard in a forward pass.
+class TappedPass:
+    """What entered a tapped layer in a forward pass.
 
     Attributes:
         calls: How often the layer has run.
@@ -72,7 +72,7 @@ class Heard:
         return self._replace(features)
 
     def check(self, layer: str) -> None:
-        """Check, after the pass, that what was heard can be used.
+        """Check, after the pass, that what entered can be used.
 
         Raises:
             BSRError: It cannot.
@@ -97,14 +97,14 @@ def _version(features: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class FeatureTap:
-    """A layer of a network that can be listened to; `find_tap` makes it.
+    """A layer of a network that can be tapped; `find_tap` makes it.
 
     It holds names and numbers only, so one tap goes with every network of the same kind: wrapped, compiled, or its EMA
     copy. Use it around a forward pass:
 
-        with tap(network) as heard:
+        with tap(network) as tapped:
             output = network(lq)
-        heard.features
+        tapped.features
 
     Features come with their graph, so that a loss on them trains the network. Under DDP they are those of the module
     inside, in the pass that DDP synchronises. Under autocast they have the type that reaches the layer. A layer inside
@@ -123,8 +123,8 @@ class FeatureTap:
     channels: int
 
     @contextmanager
-    def __call__(self, network: nn.Module, replace: Replace | None = None) -> Iterator[Heard]:
-        """Listen to the layer during one forward pass.
+    def __call__(self, network: nn.Module, replace: Replace | None = None) -> Iterator[TappedPass]:
+        """Tap the layer during one forward pass.
 
         Args:
             network: The network, wrapped or bare.
@@ -135,14 +135,16 @@ class FeatureTap:
                 it did when the tap was made.
         """
         module = bare_network(network).get_submodule(self.layer)
-        heard = Heard(self.calls, replace)
-        if self.functional:
-            with _WeightWatch((module.weight, heard.take)):  # type: ignore[arg-type]
-                yield heard
-        else:
-            with _stand_in(module, heard.take):
-                yield heard
-        heard.check(self.layer)
+        tapped = TappedPass(self.calls, replace)
+
+        def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            args, kwargs = _through(tapped.take, args, kwargs)
+            return original(*args, **kwargs)
+
+        weight: Any = getattr(module, "weight", None)
+        with _WeightWatch((weight, tapped.take)) if self.functional else _other_forward(module, forward):
+            yield tapped
+        tapped.check(self.layer)
 
 
 def find_tap(
@@ -158,8 +160,8 @@ def find_tap(
     Args:
         network: Any network, wrapped or bare.
         image: LR images (B, 3, h, w) that it takes, on its device.
-        layer: Path of a module, as in `named_modules`, whatever its type.
-        condition: What the network gets besides, by the names of its arguments.
+        layer: Path of a module, as in `named_modules`, of any type.
+        condition: What the network gets with it, by the names of its arguments.
 
     Raises:
         OptionError: The network does not take the image; no `Conv2d` runs; the named layer does not exist, does not run
@@ -210,13 +212,13 @@ def _candidates(bare: nn.Module, layer: str | None) -> dict[str, nn.Module]:
 
 
 def _only_shifts(convolution: nn.Conv2d) -> bool:
-    """Tell whether a convolution is no layer that learns but the colour shift with which many networks end."""
+    """Say whether a convolution is only the colour shift with which many networks end."""
     fixed = convolution.kernel_size == (1, 1) and not convolution.weight.requires_grad
     return fixed or isinstance(convolution, MeanShift)
 
 
 class _Trial:
-    """Notes which of some modules runs last, how often they run, and what enters.
+    """Records which of some modules runs last, how often they run, and what enters.
 
     Attributes:
         last: Name of the module that ran last, whether that was a call of `conv2d` with its weight from outside the
@@ -285,26 +287,14 @@ class _WeightWatch(TorchFunctionMode):
 
 
 @contextmanager
-def _stand_in(module: nn.Module, take: Replace) -> Iterator[None]:
-    """Let what enters a module go through `take` first."""
-
-    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _through(take, args, kwargs)
-        return original(*args, **kwargs)
-
-    with _other_forward(module, forward):
-        yield
-
-
-@contextmanager
 def _other_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward(original, *args, **kwargs)` stand in for a module's own."""
-    original, own = module.forward, "forward" in vars(module)
+    """Let `forward(original, *args, **kwargs)` stand in for a module's."""
+    original, is_set = module.forward, "forward" in vars(module)
     module.forward = lambda *args, **kwargs: forward(original, *args, **kwargs)
     try:
         yield
     finally:
-        if own:
+        if is_set:
             module.forward = original
         else:
             del module.forward

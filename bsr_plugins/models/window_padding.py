@@ -51,7 +51,7 @@ def super_resolve(network: nn.Module, lq: Tensor, **condition: Tensor) -> Tensor
     Args:
         network: A bare network.
         lq: LR images (B, C, h, w).
-        condition: What the network gets besides.
+        condition: What the network gets with them.
 
     Returns:
         SR images (B, C, s·h, s·w).

@@ -100,6 +100,21 @@ def test_gradients_are_the_derivatives_and_several_positives_do_not_compete() ->
     assert torch.allclose(loss(query, positive, negatives), torch.stack(alone).mean())
 
 
+def test_only_accepted_queries_count() -> None:
+    query, positive, negatives = (random_units(5, 4, seed=seed).requires_grad_() for seed in range(3))
+    loss, accepted = InfoNCELoss(), torch.tensor([True, False, True, True, False])
+    expected = loss(query[accepted], positive[accepted], negatives.T)
+    assert torch.equal(loss(query, positive, negatives.T, accepted), expected)
+    assert torch.equal(
+        loss(query, positive, negatives.T, torch.ones(5, dtype=torch.bool)), loss(query, positive, negatives.T)
+    )
+    none = loss(query, positive, negatives.T, torch.zeros(5, dtype=torch.bool))
+    none.backward()
+    assert none == 0
+    assert query.grad is not None
+    assert not query.grad.any()
+
+
 def test_autocast_changes_nothing() -> None:
     query, positive, negatives = (random_units(5, 64, seed=seed).float() for seed in range(3))
     loss = InfoNCELoss()
@@ -122,5 +137,5 @@ def test_stock_basicsr_builds_it() -> None:
     [("temperature", 0), ("temperature", -1), ("temperature", "0.07"), ("loss_weight", -1), ("loss_weight", None)],
 )
 def test_bad_options_are_named(option: str, value: object) -> None:
-    with pytest.raises(OptionError, match=rf"^InfoNCELoss\.{option}: .*expected"):
+    with pytest.raises(OptionError, match=rf"^{option}: .*expected"):
         InfoNCELoss(**{option: value})  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.models.blind_sr_model import CALIBRATION_FILE
+from bsr_plugins.models.assembled_model import CALIBRATION_FILE
 from bsr_plugins.seeding import generator_at
 from tests.models.stepping import assert_equal, weights
 
@@ -176,21 +176,13 @@ def test_validation_takes_pairs(opt: Options, make_model: Make, views: Tensor) -
     assert model.output.shape == (1, 3, 36, 44)
 
 
-def test_restoration_losses_by_name(paired_opt: Options, make_model: Make) -> None:
-    model = make_model(paired_opt)
-    sr, gt = torch.zeros(1), torch.ones(1)
-    assert model.restoration_losses(sr, gt) == {"l_pix": torch.ones(())}
-    model.cri_perceptual = lambda _sr, _gt: (torch.tensor(2.0), torch.tensor(3.0))
-    assert model.restoration_losses(sr, gt) == {"l_pix": 1, "l_percep": 2, "l_style": 3}
-    model.cri_pix, model.cri_perceptual = None, lambda _sr, _gt: (torch.tensor(2.0), None)
-    assert model.restoration_losses(sr, gt) == {"l_percep": 2}
-
-
-def test_calibration_is_saved_and_read_back(
-    opt: Options, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_calibration_is_saved_by_the_first_step_and_read_by_a_run_that_resumes(
+    opt: Options, make_model: Make, step: Step, views: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opt["degradation"] |= {"types": ["iso", "jpeg"], "sampler": {"type": "ads", "grid": 5}}
     first = make_model(opt)
+    assert not list(tmp_path.iterdir()), "nothing is written by a constructor"
+    step(first, views, 1)
     saved = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     assert saved == first.degradation.calibration()
     assert {name: len(stage["distances"]) for name, stage in saved.items()} == {"iso": 5, "jpeg": 5}
@@ -199,6 +191,9 @@ def test_calibration_is_saved_and_read_back(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(ClassicalDegradation, "calibrate", fail)
+    with pytest.raises(AssertionError, match="measured again"):
+        make_model(opt)  # a run that begins, where an earlier one of its name has been
+    opt["path"]["resume_state"] = "1.state"
     again = make_model(opt)
     assert again.degradation.calibration() == saved
     assert_equal(again.degradation.sample(9, generator_at(1, "x")), first.degradation.sample(9, generator_at(1, "x")))
@@ -225,6 +220,7 @@ def test_a_calibration_that_cannot_be_used_is_named(
 ) -> None:
     opt["degradation"] |= {"types": ["iso"], "sampler": {"type": "ads", "grid": 5}}
     (tmp_path / CALIBRATION_FILE).write_text(content)
+    opt["auto_resume"] = True
     with pytest.raises(BSRError, match=rf"{CALIBRATION_FILE}: cannot be used \(.*expected what this run has measured"):
         make_model(opt)
 

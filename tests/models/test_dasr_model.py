@@ -1,4 +1,4 @@
-"""DASRModel: which view is what, its losses by hand, the encoder's own phase, the energy distance as a block."""
+"""DASRModel: which view is what, its losses by hand, the encoder's phase, the energy distance as a block."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_energy_distance_is_a_block_in_both_phases(
     plain = make_model(opt)
     opt["train"]["representation_opt"] = ENERGY_DISTANCE
     bounded = make_model(opt)
-    assert isinstance(bounded.cri_representation, EnergyDistanceLoss)
+    assert isinstance(bounded.losses["representation_opt"].module, EnergyDistanceLoss)
     for iteration in (1, 2, 3):
         for model in (plain, bounded):
             step(model, pairs, iteration)
@@ -190,6 +190,6 @@ def test_options_that_do_not_fit_are_refused(
 
 
 def test_the_contrast_is_infonce(opt: Options, make_model: Make) -> None:
-    loss = make_model(opt).cri_contrast
+    loss = make_model(opt).losses["contrastive_opt"].module
     assert isinstance(loss, InfoNCELoss)
     assert loss.temperature == 0.07, "DASR's"

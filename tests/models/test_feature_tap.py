@@ -114,9 +114,9 @@ def test_strangers(name: str) -> None:
     before = attributes(network)
     tap = find_tap(network, image())
     assert tap == expected
-    with tap(network) as heard:
+    with tap(network) as tapped:
         network(image())
-    assert heard.calls == tap.calls
+    assert tapped.calls == tap.calls
     assert attributes(network) == before
     with tap(network, torch.zeros_like):
         replaced = network(image())
@@ -133,15 +133,15 @@ def test_archs(name: str) -> None:
     order: list[nn.Conv2d] = []
     handles = [conv.register_forward_hook(lambda module, *_: order.append(module)) for conv in convolutions]
     torch.manual_seed(0)  # of stochastic depth
-    with tap(network) as heard:
+    with tap(network) as tapped:
         output = network(image())
     for handle in handles:
         handle.remove()
     learning = [conv for conv in order if conv.weight.requires_grad and not isinstance(conv, MeanShift)]
     assert learning[-1] is network.get_submodule(tap.layer)
     torch.manual_seed(0)
-    assert torch.equal(heard.features, seen_by_a_hook(network, tap.layer, image())[-1])
-    heard.features.square().sum().backward()
+    assert torch.equal(tapped.features, seen_by_a_hook(network, tap.layer, image())[-1])
+    tapped.features.square().sum().backward()
     assert learning[-1].weight.grad is None, "the features are those before"
     assert any(conv.weight.grad is not None and bool(conv.weight.grad.any()) for conv in convolutions)
     assert output.shape[-1] in (SIDE, 2 * SIDE, 4 * SIDE)
@@ -169,27 +169,27 @@ def test_the_last_call_of_a_layer_counts() -> None:
     network = Recurrent()
     tap = find_tap(network, image())
     seen = seen_by_a_hook(network, "shared", image())
-    with tap(network) as heard:
+    with tap(network) as tapped:
         network(image())
     assert len(seen) == 3
-    assert torch.equal(heard.features, seen[-1])
-    with tap(network, lambda features: 0 * features) as heard:
+    assert torch.equal(tapped.features, seen[-1])
+    with tap(network, lambda features: 0 * features) as tapped:
         output = network(image())
-    assert torch.equal(heard.features, seen[-1]), "what would have entered"
+    assert torch.equal(tapped.features, seen[-1]), "what would have entered"
     assert torch.equal(output, torch.tanh(network.shared(0 * seen[-1]) + 1)), "the calls before are as they were"
 
 
 def test_a_weight_that_is_handed_over() -> None:
     network = Functional()
     tap = find_tap(network, image())
-    with tap(network, lambda features: 2 * features) as heard:
+    with tap(network, lambda features: 2 * features) as tapped:
         output = network(image())
     features = F.relu(network.body(network.head(image())))
-    assert torch.equal(heard.features, features)
+    assert torch.equal(tapped.features, features)
     torch.testing.assert_close(output, network.tail(2 * features))
-    with find_tap(network, image(), "body")(network) as heard:
+    with find_tap(network, image(), "body")(network) as tapped:
         network(image())
-    assert torch.equal(heard.features, network.head(image()))
+    assert torch.equal(tapped.features, network.head(image()))
 
 
 def test_a_named_layer_of_any_kind() -> None:
@@ -200,9 +200,9 @@ def test_a_named_layer_of_any_kind() -> None:
     weighted = nn.Sequential(nn.Conv2d(3, 4, 3), weight_norm(nn.Conv2d(4, 3, 3)))
     tap = find_tap(weighted, image())
     assert tap == FeatureTap("1", 1, False, 4)
-    with tap(weighted) as heard:
+    with tap(weighted) as tapped:
         weighted(image())
-    assert torch.equal(heard.features, weighted[0](image()))
+    assert torch.equal(tapped.features, weighted[0](image()))
 
 
 def test_the_trial_leaves_no_trace() -> None:
@@ -245,9 +245,9 @@ def test_a_forward_of_the_users_own_is_kept() -> None:
 def test_autocast() -> None:
     network = OutOfOrder()
     tap = find_tap(network, image())
-    with torch.autocast("cpu", torch.bfloat16), tap(network, lambda features: 0.5 * features) as heard:
+    with torch.autocast("cpu", torch.bfloat16), tap(network, lambda features: 0.5 * features) as tapped:
         output = network(image())
-    assert heard.features.dtype == output.dtype == torch.bfloat16
+    assert tapped.features.dtype == output.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["out of order", "functional", "recurrent"])
@@ -267,13 +267,13 @@ def test_compiled_networks(name: str) -> None:
         torch.testing.assert_close(compiled(x), plain)  # compiled without a tap, and used again after it
         with tap(network) as eager:
             network(x)
-        with tap(compiled) as heard:
+        with tap(compiled) as tapped:
             torch.testing.assert_close(compiled(x), plain)
-        assert heard.calls == tap.calls
-        torch.testing.assert_close(heard.features, eager.features)
+        assert tapped.calls == tap.calls
+        torch.testing.assert_close(tapped.features, eager.features)
         gradients = [
             torch.autograd.grad(h.features.square().sum(), parameters, allow_unused=True, materialize_grads=True)
-            for h in (heard, eager)
+            for h in (tapped, eager)
         ]
         torch.testing.assert_close(gradients[0], gradients[1])
         assert any(bool(gradient.any()) for gradient in gradients[0])
@@ -338,17 +338,17 @@ def test_layers_that_do_not_run_as_they_did() -> None:
     with pytest.raises(BSRError, match="layer 'conv': ran 0 times in a forward pass, expected 1 times"), tap(network):
         network(image())
     network.times = 2
-    with tap(network) as heard:
+    with tap(network) as tapped:
         network(image())
-    assert torch.equal(heard.features, network.conv(image()))
+    assert torch.equal(tapped.features, network.conv(image()))
     with pytest.raises(BSRError, match="layer 'conv': ran 2 times"), tap(network, lambda features: features):
         network(image())
     network.times, network.quietly = 1, True
     with pytest.raises(BSRError, match="layer 'conv': runs without gradient, expected one outside"), tap(network):
         network(image())
-    with torch.no_grad(), tap(network) as heard:
+    with torch.no_grad(), tap(network) as tapped:
         network(image())
-    assert torch.equal(heard.features, image())
+    assert torch.equal(tapped.features, image())
 
 
 @pytest.mark.cuda
@@ -361,10 +361,10 @@ def test_cuda_compiled_under_autocast() -> None:
     compiled: Any = torch.compile(network)
     with torch.autocast("cuda", torch.float16):
         compiled(x)
-        with tap(compiled, lambda features: 2 * features) as heard:
+        with tap(compiled, lambda features: 2 * features) as tapped:
             output = compiled(x)
         with tap(network, lambda features: 2 * features) as eager:
             expected = network(x)
     torch.testing.assert_close(output, expected, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(heard.features, eager.features, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(tapped.features, eager.features, rtol=1e-2, atol=1e-2)
     assert torch.equal(torch.cuda.get_rng_state(), random)

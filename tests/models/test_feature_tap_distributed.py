@@ -47,9 +47,9 @@ def gradients(part: slice, wrap: Callable[[nn.Module], Any]) -> list[Tensor]:
     wrapped(x).sum().backward()  # once without the tap
     for parameter in network.parameters():
         parameter.grad = None
-    with tap(wrapped, lambda features: 0.5 * features) as heard:
+    with tap(wrapped, lambda features: 0.5 * features) as tapped:
         output = wrapped(x)
-    (output.square().mean() + heard.features.square().mean()).backward()
+    (output.square().mean() + tapped.features.square().mean()).backward()
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 

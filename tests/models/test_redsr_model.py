@@ -225,7 +225,7 @@ def test_the_models_of_table_2(
     assert isinstance(model.net_g.encoder, OracleEncoder) == (number == 9)
     if bounded:
         kinds = {5: "uniform", 6: "exponential"}
-        loss = model.cri_representation
+        loss = model.losses["representation_opt"].module
         assert isinstance(loss, KLDivergenceLoss) == (number == 7)
         assert number == 7 or loss.distribution == kinds.get(number, "gaussian")
     assert model.training_network_names == (("degrader",) if redegrades else ())
@@ -374,7 +374,7 @@ def test_a_short_run_learns(opt: Options, make_model: Make) -> None:
             lambda opt: opt["train"].pop("redegradation_opt"),
             "redegradation_opt: the block is missing, network_degrader",
         ),
-        (lambda opt: without_redegradation(opt), "redegradation_opt: the block is missing, ModulatedL1Loss needs it"),
+        (lambda opt: without_redegradation(opt), "pixel_opt.type: 'ModulatedL1Loss' wants 'distance', expected among"),
     ],
 )
 def test_blocks_that_do_not_fit_are_refused_outside_our_pipeline_too(

@@ -1,0 +1,311 @@
+"""What a training model is made of: options, degradation, networks, losses, EMA copy; built, and checked to fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import ARCH_REGISTRY
+from pydantic import Field
+from torch import Tensor, nn
+
+from bsr_plugins.archs import RepresentationNet
+from bsr_plugins.atomic_file import write_atomically
+from bsr_plugins.blocks import build_from_block
+from bsr_plugins.data.calibration_patches import calibration_patches
+from bsr_plugins.degradations import Degradation, build_degradation
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.models.dropout import ChannelDropout
+from bsr_plugins.models.feature_tap import FeatureTap, find_tap
+from bsr_plugins.models.step_guard import StepGuard, StepGuardOptions
+from bsr_plugins.models.step_losses import GENERATOR, build_losses, grey_images, same
+from bsr_plugins.models.synchronised_batch_norm import synchronised
+from bsr_plugins.options.declared import OptionBlock, read_block
+
+CALIBRATION_FILE = "degradation_calibration.json"
+_TRIAL_SIDE = 48  # of LR images where the options do not say it
+
+Block = TypeVar("Block", bound=OptionBlock)
+
+
+class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
+    """The parts of a `BlindSRModel`, and how they are checked.
+
+    All is checked while the model is built, with the networks and losses themselves, and before anything slow is done.
+    Options that cannot be used are raised together, as far as they do not depend on each other.
+    """
+
+    class Options(OptionBlock):
+        """Keys at the top of the option file."""
+
+        degradation: Mapping[str, Any] | None = Field(
+            default=None, description="What degrades HR views on the training device, with `degrade_on: device`."
+        )
+
+    class TrainOptions(StepGuardOptions):
+        """Keys of the block `train` that are neither losses nor BasicSR's."""
+
+        dropout: ChannelDropout | None = Field(
+            default=None, description="Drops channels of the features before the last convolution at random."
+        )
+        tap_layer: str | None = Field(
+            default=None,
+            description="The layer before which dropout and losses of features work, as a module's path in "
+            "`network_g`; null is the last Conv2d that runs.",
+        )
+
+    options: Options
+    train_options: TrainOptions
+    training_network_names: tuple[str, ...] = ()
+    restores_every_view = True  # and not one view of each sample alone
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        check_device(opt)
+        self._faults: list[str] = []
+        self._measured = False
+        self.options = _read_own(type(self).Options, opt, "")
+        try:
+            super().__init__(opt)
+        except OptionError as error:
+            raise OptionError(*self._faults, *error.lines) from error
+        self._raise_faults()
+        if self.is_train:
+            self._calibrate()
+
+    def init_training_settings(self) -> None:
+        """Build what only training needs: degradation, networks, losses, EMA copy, optimiser and schedulers.
+
+        A method's model checks after it, by `expect`, what it wants of them.
+        """
+        self.net_g.train()
+        train_opt = self.opt["train"]
+        self.train_options = _read_own(type(self).TrainOptions, train_opt, "train")
+        self.guard = StepGuard(self.train_options)
+        self.degradation = self._build_degradation()
+        self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
+        declared = type(self).TrainOptions.model_fields
+        self.losses, faults = build_losses(train_opt, declared, self.offers, type(self).__name__, self.device)
+        self._faults += faults
+        self._check_losses()
+        self.try_losses(sr=self.lq_side * self.opt["scale"], gt=self.lq_side * self.opt["scale"], lq=self.lq_side)
+        self.tap = self._find_tap()
+        self._make_average()
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def expect(self, fits: bool, line: str) -> None:
+        """Say, while the model is built, whether its blocks fit, and the line of the error if they do not.
+
+        Of several lines about one key, the first is raised.
+        """
+        if not fits and line.partition(":")[0] not in {fault.partition(":")[0] for fault in self._faults}:
+            self._faults.append(line)
+
+    def _raise_faults(self) -> None:
+        if self._faults:
+            raise OptionError(*self._faults)
+
+    def offers(self, key: str) -> dict[str, str]:  # noqa: ARG002  (a method's step may offer a block other things)
+        """Return what a step offers to the loss `train.KEY`: names of parameters, and the quantity for each."""
+        images = {"pred": "sr", "sr": "sr", "x": "sr", "target": "gt", "gt": "gt", "lq": "lq"}
+        return images | same("representation", "features", "paired_features", "views", GENERATOR)
+
+    def wanted(self, *quantities: str) -> list[str]:
+        """Return the keys of the losses that want one of some quantities."""
+        return [key for key, loss in self.losses.items() if not loss.quantities.isdisjoint(quantities)]
+
+    def require_loss(self, key: str, quantity: str, example: str) -> None:
+        """Expect a loss that wants a quantity: that of `train.KEY`, as a rule."""
+        if self.wanted(quantity):
+            return
+        name = type(self).__name__
+        if self.opt["train"].get(key) is None:
+            self.expect(False, f"train.{key}: the block is missing, {name} needs it, or another loss of {quantity}")
+        elif key in self.losses:  # otherwise it is at fault itself
+            kind = self.opt["train"][key]["type"]
+            self.expect(False, f"train.{key}.type: {kind!r}, expected a loss of {quantity}, such as {example!r}")
+
+    def try_losses(self, **sides: int) -> None:
+        """Compute those losses that want nothing but some square images, by name with their sides, for trial."""
+        for loss in self.losses.values():
+            try:
+                loss.try_on(grey_images(sides, self.device))
+            except OptionError as error:
+                self._faults += error.lines
+
+    @property
+    def num_views(self) -> int:
+        """How many views of an image the training dataset gives."""
+        views: int = self.opt["datasets"]["train"].get("num_views") or 1
+        return views
+
+    @property
+    def lq_side(self) -> int:
+        """The side of the LR patches that are trained on."""
+        size: int | None = self.opt["datasets"]["train"].get("gt_size")
+        return _TRIAL_SIDE if size is None else size // int(self.opt["scale"])
+
+    @property
+    def bare_net_g(self) -> Any:
+        """`network_g` without a wrapper."""
+        return self.get_bare_model(self.net_g)
+
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """What `network_g` gets with the LR images, by the names of its arguments; here nothing."""
+        return {}
+
+    def _build_degradation(self) -> Degradation | None:
+        """Build the degradation on the device, if that is where images are degraded."""
+        where, block = self.opt["datasets"]["train"].get("degrade_on"), self.options.degradation
+        if (where == "device") != (block is not None):
+            raise OptionError(
+                f"degradation: the block is {'missing' if block is None else 'given'}, but datasets.train.degrade_on "
+                f"is {where!r}; expected the block with degrade_on: device only"
+            )
+        return None if block is None else build_degradation(block, self.opt["scale"])
+
+    def _check_losses(self) -> None:
+        """Check that losses, dropout and tap fit the networks and the dataset."""
+        dataset_opt, kind = self.opt["datasets"]["train"], self.opt["network_g"]["type"]
+        if not self._faults:  # a loss that is at fault may be the one
+            self.require_loss("pixel_opt", "sr", "L1Loss")
+        images = dataset_opt.get("batch_size_per_gpu", 2) * self.opt["world_size"]
+        images *= self.num_views if self.restores_every_view else 1
+        for loss in self.losses.values():
+            least = getattr(loss.module, "least_batch", 1)
+            line = f"{images}, expected at least {least} in all for {loss.block['type']}"
+            self.expect(images >= least, f"datasets.train.batch_size_per_gpu: {line}")
+        for key in self.wanted("representation")[:1]:
+            line = f"{kind!r} gives no representation, expected one that does, for train.{key}"
+            self.expect(isinstance(self.bare_net_g, RepresentationNet), f"network_g.type: {line}")
+        for key in self.wanted("paired_features")[:1]:
+            line = f"{dataset_opt.get('degrade_on')!r}; expected 'device', as every image is degraded a second time"
+            self.expect(self.degradation is not None, f"train.{key}: given, but datasets.train.degrade_on is {line}")
+
+    def _find_tap(self) -> FeatureTap | None:
+        """Find the layer before which features of `network_g` are looked at or changed, if they are."""
+        layer, dropout = self.train_options.tap_layer, self.train_options.dropout
+        if dropout is None and not self.wanted("features", "paired_features"):
+            line = f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it"
+            self.expect(layer is None, line)
+            return None
+        if self._faults:
+            return None
+        return find_tap(self.net_g, grey_images({"lq": self.lq_side}, self.device)["lq"], layer, self.condition)
+
+    def _build_training_network(self, name: str) -> nn.Module:
+        key = f"network_{name}"
+        if self.opt.get(key) is None:
+            raise OptionError(f"{key}: the block is missing, {type(self).__name__} needs it")
+        network: nn.Module = build_from_block(self.opt[key], dict(iter(ARCH_REGISTRY)), key).to(self.device)
+        self.start_training_network(name, network)
+        load_path = self.opt["path"].get(f"pretrain_{key}")
+        if load_path is not None:
+            self.load_network(network, load_path, self.opt["path"].get(f"strict_load_{name}", True))
+        wrapped: nn.Module = self.model_to_device(network)
+        self.print_network(wrapped)
+        return wrapped
+
+    def start_training_network(self, name: str, network: nn.Module) -> None:
+        """Check that a bare network for training fits `network_g`, and let it start; here all do.
+
+        Its checkpoint, if there is one, is loaded afterwards.
+        """
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """Put a network on the device and wrap it; in training by several processes its batch normalisation is theirs.
+
+        With statistics of its part alone, each rank would train another network; see `synchronised`.
+        """
+        if self.is_train and self.opt["dist"]:
+            net = synchronised(net, self.device)
+        wrapped: nn.Module = super().model_to_device(net)
+        return wrapped
+
+    def setup_optimizers(self) -> None:
+        """Set up one optimiser, `train.optim_g`, over `network_g` and the networks for training."""
+        networks = (self.net_g, *self.training_networks.values())
+        parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+        settings = {key: value for key, value in self.opt["train"]["optim_g"].items() if key != "type"}
+        self.optimizer_g = self.get_optimizer(self.opt["train"]["optim_g"]["type"], parameters, **settings)
+        self.optimizers.append(self.optimizer_g)
+
+    def _make_average(self) -> None:
+        """Make the EMA copy of `network_g`, as `SRModel` does."""
+        self.ema_decay = self.opt["train"].get("ema_decay", 0)
+        if self.ema_decay <= 0:
+            return
+        get_root_logger().info(f"Use Exponential Moving Average with decay: {self.ema_decay}")
+        self.net_g_ema = build_network(self.opt["network_g"]).to(self.device)
+        load_path = self.opt["path"].get("pretrain_network_g")
+        if load_path is None:
+            self.model_ema(0)
+        else:
+            self.load_network(self.net_g_ema, load_path, self.opt["path"].get("strict_load_g", True), "params_ema")
+        self.net_g_ema.eval()
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Move the EMA copy's parameters towards `network_g`, and copy its buffers."""
+        super().model_ema(decay)
+        buffers = dict(self.bare_net_g.named_buffers())
+        for name, buffer in self.net_g_ema.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save `network_g`, the networks for training and the training state."""
+        for name, network in self.training_networks.items():
+            self.save_network(network, f"net_{name}", current_iter)
+        super().save(epoch, current_iter)
+
+    def _calibrate(self) -> None:
+        """Measure the degradation on training images; in a run that resumes, read what it has measured."""
+        if self.degradation is None or not self.degradation.needs_calibration:
+            return
+        file, path = self._calibration_file, self.opt["path"]
+        if file.is_file() and (path.get("resume_state") is not None or self.opt.get("auto_resume")):
+            try:
+                self.degradation.load_calibration(json.loads(file.read_text()))
+            except (OSError, ValueError) as error:
+                raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
+        else:
+            self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
+            self._measured = True
+
+    def save_calibration(self) -> None:
+        """Save what was measured with the run, on the first rank; the first step does it."""
+        if not self._measured or self.degradation is None:
+            return
+        self._measured = False
+        file = self._calibration_file
+        if self.opt["rank"] == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, json.dumps(self.degradation.calibration()).encode())
+        get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
+
+    @property
+    def _calibration_file(self) -> Path:
+        return Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
+
+
+def check_device(opt: Mapping[str, Any]) -> None:
+    """Check that the machine has what `num_gpu` asks for.
+
+    Raises:
+        OptionError: There is no CUDA device, or several are to be trained on from one process.
+    """
+    if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+        raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
+    if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
+        raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
+
+
+def _read_own(kind: type[Block], block: Mapping[str, Any], where: str) -> Block:
+    """Read those keys of a block that a class declares."""
+    return read_block(kind, {key: block[key] for key in kind.model_fields if key in block}, where)

@@ -1,0 +1,177 @@
+"""The losses of a run: each block `train.KEY_opt` is one, wired by the names of the parameters of its `forward`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from bsr_plugins.blocks import build_from_block
+from bsr_plugins.errors import BSRError, OptionError, did_you_mean
+from bsr_plugins.precision import at_least_float32
+from bsr_plugins.random_states import random_states_kept
+
+GENERATOR = "generator"
+"""The quantity that is made for each loss: a CPU generator, in the same state on every rank."""
+
+_SUFFIX = "_opt"
+_GREY = 0.5
+_STEMS = {"pixel": "pix", "perceptual": "percep", "contrastive": "contrast"}  # BasicSR's names in the log, and DASR's
+_NOT_TAKEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+Offers = Callable[[str], Mapping[str, str]]
+"""What a step offers to the loss of a block, by its key: names of parameters, and the quantity that each stands for."""
+
+
+def same(*names: str) -> dict[str, str]:
+    """Offer quantities under their names."""
+    return {name: name for name in names}
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A loss of the run.
+
+    Attributes:
+        key: Its block's key under `train`, e.g. `align_opt`.
+        block: The block.
+        module: The loss.
+        wants: The parameters of its `forward` that a step can serve, and the quantity for each.
+    """
+
+    key: str
+    block: Mapping[str, Any]
+    module: Callable[..., Any]
+    wants: Mapping[str, str]
+
+    @property
+    def quantities(self) -> set[str]:
+        """What a step has to have for it, apart from the generator."""
+        return {*self.wants.values()} - {GENERATOR}
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the loss is called in the log, and the second of a pair, as a perceptual loss gives."""
+        key = self.key.removesuffix(_SUFFIX)
+        stem = _STEMS.get(key, key)
+        return f"l_{stem}", "l_style" if key == "perceptual" else f"l_{stem}_style"
+
+    def compute(self, quantities: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the loss.
+
+        Args:
+            quantities: What the step has, at least all that the loss wants.
+
+        Returns:
+            The weighted loss by its name in the log, 0-dim; of a pair both that are not None. And figures to log.
+
+        Raises:
+            OptionError: It gives something else than numbers.
+        """
+        result = self.module(**{name: quantities[quantity] for name, quantity in self.wants.items()})
+        figures: Mapping[str, Tensor | float] = {}
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+            result, figures = result
+        parts = result if isinstance(result, tuple) and len(result) == 2 else (result,)
+        losses = {name: part for name, part in zip(self.names, parts, strict=False) if part is not None}
+        if not losses or any(not isinstance(part, Tensor) or part.dim() for part in losses.values()):
+            raise OptionError(
+                f"train.{self.key}: {dict(self.block)!r}, expected a loss that is one number, as with reduction: mean"
+            )
+        key, device = self.key.removesuffix(_SUFFIX), next(iter(losses.values())).device
+        tensors = {name: torch.as_tensor(value, device=device) for name, value in figures.items()}
+        return losses, {f"{key}_{name}": at_least_float32(tensor) for name, tensor in tensors.items()}
+
+    def try_on(self, images: Mapping[str, Tensor]) -> None:
+        """Compute the loss of images for trial, if it wants nothing else; it and all random states stay as they were.
+
+        Raises:
+            OptionError: It cannot be computed, or gives something else than numbers.
+        """
+        if not self.wants or not images.keys() >= {*self.wants.values()}:
+            return
+        image = images[next(iter(self.wants.values()))]
+        try:
+            with random_states_kept([image.get_device()] if image.is_cuda else []), torch.no_grad():
+                copy.deepcopy(self).compute(images)
+        except BSRError:
+            raise
+        except Exception as error:
+            side = image.shape[-1]
+            raise OptionError(
+                f"train.{self.key}.type: {self.block['type']!r}, expected a loss of images of {side}x{side} pixels "
+                f"({_reason(error)})"
+            ) from error
+
+
+def build_losses(
+    train_opt: Mapping[str, Any], others: Collection[str], offers: Offers, model: str, device: torch.device
+) -> tuple[dict[str, StepLoss], list[str]]:
+    """Build all losses of a run.
+
+    Args:
+        train_opt: The block `train`; every block `KEY_opt` in it that is not null describes a loss.
+        others: Keys that do not.
+        offers: What the step offers.
+        model: The model's name, for messages.
+        device: Where the losses are computed.
+
+    Returns:
+        The losses by their keys, and what is wrong with the others, a line for each fault.
+    """
+    losses: dict[str, StepLoss] = {}
+    faults: list[str] = []
+    taken: dict[str, str] = {}
+    for key, block in train_opt.items():
+        if not key.endswith(_SUFFIX) or key in others or block is None:
+            continue
+        try:
+            loss = _build(key, block, offers(key), model, device)
+        except OptionError as error:
+            faults += error.lines
+            continue
+        clash = next((taken[name] for name in loss.names if name in taken), None)
+        if clash is not None:
+            faults.append(f"train.{key}: is logged as {loss.names[0]}, like train.{clash}, expected another key")
+        taken |= dict.fromkeys(loss.names, key)
+        losses[key] = loss
+    return losses, faults
+
+
+def _build(
+    key: str, block: Mapping[str, Any], offered: Mapping[str, str], model: str, device: torch.device
+) -> StepLoss:
+    place = f"train.{key}"
+    try:
+        made: Any = build_from_block(block, dict(iter(LOSS_REGISTRY)), place)
+    except BSRError:
+        raise
+    except Exception as error:  # of a class that is not ours
+        raise OptionError(f"{place}: {block['type']} cannot be built from this block ({_reason(error)})") from error
+    if isinstance(made, nn.Module):
+        made = made.to(device)
+    wants = {}
+    for name, parameter in inspect.signature(getattr(made, "forward", made)).parameters.items():
+        if name in offered:
+            wants[name] = offered[name]
+        elif parameter.kind not in _NOT_TAKEN and parameter.default is parameter.empty:
+            raise OptionError(
+                f"{place}.type: {block['type']!r} wants {name!r}, expected among what {model}'s step offers: "
+                f"{', '.join(sorted(offered))}{did_you_mean(name, offered)}"
+            )
+    return StepLoss(key, block, made, wants)
+
+
+def grey_images(sides: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
+    """Make two grey images of each quantity, (2, 3, side, side), for trials."""
+    return {name: torch.full((2, 3, side, side), _GREY, device=device) for name, side in sides.items()}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
