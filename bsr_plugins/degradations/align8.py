@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bsr_plugins.degradations.base import Params
 from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.classical import ClassicalDegradation
-from bsr_plugins.degradations.kernels import gaussian_kernels
 from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.degradations.params import Params, replaced
 
 
 class Align8Degradation(ClassicalDegradation):
@@ -35,12 +34,12 @@ class Align8Degradation(ClassicalDegradation):
     @torch.no_grad()
     def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
         levels = (x.double().clamp(0, 1) * GREY_LEVELS).round()
-        blurred = params["lambda1"] > 0
-        if bool(blurred.any()):
-            chosen = blurred.nonzero().flatten().to(x.device)
-            lambda1, lambda2, theta = (params[name][blurred] for name in ("lambda1", "lambda2", "theta"))
-            kernels = gaussian_kernels(lambda1, lambda2, theta, self.kernel_size).to(x.device)
-            levels = levels.index_copy(0, chosen, blur(levels[chosen], kernels).round().clamp(0, GREY_LEVELS))
+        kernels = self._kernels(params).to(x.device)
+
+        def blurred(some: Tensor, members: Tensor) -> Tensor:
+            return blur(some, kernels[members.to(x.device)]).round().clamp(0, GREY_LEVELS)
+
+        levels = replaced(torch.tensor([stage is not None for stage in self._blurs(params)]), levels, blurred)
         height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
         small = _shrink(levels.reshape(-1, *x.shape[-3:]).to("cpu", torch.uint8), height, width)
         return (small.double() / GREY_LEVELS).to(x).reshape(*x.shape[:-2], height, width)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bsr_plugins.degradations.params import Params
 from bsr_plugins.errors import BSRError
-
-Params = dict[str, Tensor]
-"""Drawn parameters: CPU tensors whose first dimension is the batch; they fix the result, can be logged and replayed."""
+from bsr_plugins.registration import Registry
 
 
 class Degradation(ABC):
-    """Turns HR images into LR ones. Drawing the parameters and applying them are two steps."""
+    """Turns HR images into LR ones. Drawing the parameters and applying them are two steps.
+
+    A class is registered under its name in option files, e.g. `@DEGRADATIONS.register("ClassicalDegradation")`. Its
+    constructor takes the other keys of the block, among them `scale`.
+    """
 
     scale: int
     kernel_size: int | None = None
@@ -83,3 +87,7 @@ class Degradation(ABC):
     @abstractmethod
     def load_calibration(self, state: dict[str, Any]) -> None:
         """Take what `calibration` returned, instead of measuring."""
+
+
+DEGRADATIONS: Registry[Callable[..., Degradation]] = Registry("degradation")
+"""All degradations by their names in option files."""

@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.degradations.banded import BandedMatrix, row_slices
-from bsr_plugins.degradations.blurred_bicubic import blurred_rows
 from bsr_plugins.degradations.fused import fused_blur_bicubic, worth_fusing
-from bsr_plugins.degradations.resize import bicubic_resize
+from bsr_plugins.degradations.resize import bicubic_resize, blurred_rows
 from bsr_plugins.errors import BSRError
 
 _PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out of the cache (2 to 3 times slower)

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.blurred_bicubic import blurred_rows
-from bsr_plugins.degradations.resize import bicubic_matrix
+from bsr_plugins.degradations.resize import bicubic_matrix, blurred_rows
 
 _TILE = 4  # LR pixels per axis; 16 output channels fill one vector register
 _EDGE = 2  # LR pixels per side whose bicubic window (2·s to each side of the centre) leaves the image

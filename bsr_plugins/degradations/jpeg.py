@@ -79,7 +79,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     chroma = _code(_halve(planes[:, :, 1:]), _table(_CHROMA, quality))
     chroma = _double(chroma[..., : -(-height // 2), : -(-width // 2)])[..., :height, :width]
 
-    return (_to_rgb(luma, chroma - _CENTRE) / _LEVELS).to(x.dtype).reshape(x.shape)
+    return (_to_rgb(luma, chroma - _CENTRE) / _LEVELS).to(x.dtype).reshape(x.shape).contiguous()
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 
 from bsr_plugins.degradations.align8 import Align8Degradation
-from bsr_plugins.degradations.base import Params
-from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
+from bsr_plugins.degradations.base import Degradation
+from bsr_plugins.degradations.classical import ClassicalDegradation
+from bsr_plugins.degradations.params import SEED, Params, classical_params
 from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.registration import Registry
 
 # Eight even steps of the kernel width per scale (IKC; used by 001 and DASR): first and last.
 _GAUSSIAN8 = {2: (0.80, 1.60), 3: (1.35, 2.40), 4: (1.80, 3.20)}
@@ -50,38 +52,101 @@ class Setting(NamedTuple):
     params: Params
 
 
-def _bicubic(_scale: int) -> list[Setting]:
-    return [Setting("bicubic", classical_params())]
+class Protocol(NamedTuple):
+    """A protocol at one scale.
+
+    Attributes:
+        degradation: What applies the settings.
+        settings: The settings.
+    """
+
+    degradation: Degradation
+    settings: list[Setting]
 
 
-def _gaussian8(scale: int) -> list[Setting]:
+PROTOCOLS: Registry[Callable[[int], Protocol]] = Registry("protocol")
+"""All protocols by their names in option files, each a function of the scale.
+
+The degradation is most often `ClassicalDegradation(scale)`: 21×21 kernels, MATLAB's bicubic with a clamped border, 8
+bits.
+"""
+
+
+def build_protocol(protocol: str, scale: int) -> Protocol:
+    """Return a protocol's settings, and what applies them.
+
+    Raises:
+        OptionError: The protocol is unknown, or not defined for the scale.
+    """
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return PROTOCOLS[protocol](scale)
+
+
+def protocol_settings(protocol: str, scale: int) -> list[Setting]:
+    """Return the settings of a protocol; see `build_protocol`."""
+    return build_protocol(protocol, scale).settings
+
+
+def protocol_degradation(protocol: str, scale: int) -> Degradation:
+    """Return what applies the settings of a protocol; see `build_protocol`."""
+    return build_protocol(protocol, scale).degradation
+
+
+@PROTOCOLS.register("bicubic")
+def bicubic(scale: int) -> Protocol:
+    """Make clean images."""
+    return Protocol(ClassicalDegradation(scale), [Setting("bicubic", classical_params())])
+
+
+@PROTOCOLS.register("gaussian8")
+def gaussian8(scale: int) -> Protocol:
+    """Blur by eight isotropic widths (ReDSR paper, Table 1).
+
+    They are, at ×4, σ = 1.8, 2.0 … 3.2, at ×3 1.35, 1.50 … 2.40, at ×2 eight even steps over 0.80–1.60.
+
+    Raises:
+        OptionError: The scale is another.
+    """
     if scale not in _GAUSSIAN8:
         raise OptionError(f"protocol: gaussian8 at scale {scale!r}, expected one of {sorted(_GAUSSIAN8)}")
     first, last = _GAUSSIAN8[scale]
     sigmas = [round(first + (last - first) * step / 7, 6) for step in range(8)]
-    return [Setting(f"sig{sigma:.4g}", classical_params(sigma)) for sigma in sigmas]
+    settings = [Setting(f"sig{sigma:.4g}", classical_params(sigma)) for sigma in sigmas]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _widths(_scale: int) -> list[Setting]:
-    return [Setting(f"sig{sigma:g}", classical_params(sigma)) for sigma in (*_WIDTHS_TABLE2, *_WIDTHS_FIGURE4)]
+@PROTOCOLS.register("widths")
+def widths(scale: int) -> Protocol:
+    """Blur by single isotropic widths: 1.0 … 3.4 of the ReDSR paper's Table 2, then 0.5 … 5.0 of its Fig. 4."""
+    settings = [Setting(f"sig{sigma:g}", classical_params(sigma)) for sigma in (*_WIDTHS_TABLE2, *_WIDTHS_FIGURE4)]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _aniso9(_scale: int) -> list[Setting]:
-    return [
+@PROTOCOLS.register("aniso9")
+def aniso9(scale: int) -> Protocol:
+    """Blur by nine anisotropic kernels (those of the released code), each at noise 0, 10, 20 (ReDSR paper, Table 3)."""
+    settings = [
         Setting(f"k{index}_noise{noise}", classical_params(lambda1, lambda2, math.radians(theta), noise))
         for index, (lambda1, lambda2, theta) in enumerate(_ANISO9, start=1)
         for noise in _ANISO9_NOISES
     ]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _aniso_unseen(_scale: int) -> list[Setting]:
-    return [Setting(f"sig{a:g}x{b:g}", classical_params(a, b)) for a, b in _ANISO_UNSEEN]
+@PROTOCOLS.register("aniso_unseen")
+def aniso_unseen(scale: int) -> Protocol:
+    """Blur by six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open."""
+    settings = [Setting(f"sig{a:g}x{b:g}", classical_params(a, b)) for a, b in _ANISO_UNSEEN]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _six(_scale: int) -> list[Setting]:
+@PROTOCOLS.register("six")
+def six(scale: int) -> Protocol:
+    """Degrade in six ways: AACL's abstract counts six kinds without naming them; these and their strengths are ours."""
     lambda1, lambda2, degrees = _SIX_ANISO
     kernel = (lambda1, lambda2, math.radians(degrees))
-    return [
+    settings = [
         Setting("bicubic", classical_params()),
         Setting("iso", classical_params(_SIX_ISO_SIGMA)),
         Setting("aniso", classical_params(*kernel)),
@@ -89,67 +154,24 @@ def _six(_scale: int) -> list[Setting]:
         Setting("aniso_jpeg", classical_params(*kernel, jpeg_quality=_SIX_QUALITY)),
         Setting("aniso_noise_jpeg", classical_params(*kernel, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
     ]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _align8(_scale: int) -> list[Setting]:
+@PROTOCOLS.register("align8")
+def align8(scale: int) -> Protocol:
+    """Make Simple-Align's test sets: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three.
+
+    The bicubic is Pillow's, on 8-bit images; see `Align8Degradation`.
+    """
     settings = [Setting("clean", classical_params())]
     for count in range(1, len(_ALIGN8_STAGES) + 1):
         for stages in combinations(_ALIGN8_STAGES, count):
             sigma, noise, quality = (_ALIGN8_STAGES[name] if name in stages else 0 for name in _ALIGN8_STAGES)
             params = classical_params(sigma, noise_level=noise, jpeg_quality=quality)
             settings.append(Setting("_".join(stages), params))
-    return settings
-
-
-PROTOCOLS: dict[str, Callable[[int], list[Setting]]] = {
-    "bicubic": _bicubic,
-    "gaussian8": _gaussian8,
-    "widths": _widths,
-    "aniso9": _aniso9,
-    "aniso_unseen": _aniso_unseen,
-    "six": _six,
-    "align8": _align8,
-}
-
-
-def protocol_settings(protocol: str, scale: int) -> list[Setting]:
-    """Return the settings of a protocol.
-
-    * `bicubic`: clean.
-    * `gaussian8`: eight isotropic widths; ×4 σ = 1.8, 2.0 … 3.2, ×3 1.35, 1.50 … 2.40, ×2 eight even steps over
-      0.80–1.60 (ReDSR paper, Table 1).
-    * `widths`: single isotropic widths; 1.0, 1.8, 2.6, 3.4 of the ReDSR paper's Table 2, then 0.5 … 5.0 of its Fig. 4.
-    * `aniso9`: nine anisotropic kernels, each at noise 0, 10 and 20 (ReDSR paper, Table 3; the kernels are those of the
-      released code).
-    * `aniso_unseen`: six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open.
-    * `six`: the six kinds of degradation that AACL's abstract counts without naming; both the kinds and their strengths
-      are our choice.
-    * `align8`: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three (Simple-Align's test sets).
-
-    Raises:
-        OptionError: The protocol is unknown, or not defined for the scale.
-    """
-    _check_known(protocol)
-    return PROTOCOLS[protocol](scale)
-
-
-def protocol_degradation(protocol: str, scale: int) -> ClassicalDegradation:
-    """Return what applies the settings of a protocol: 21×21 kernels, 8 bits, and a bicubic.
-
-    It is MATLAB's with a clamped border, for `align8` Pillow's on 8-bit images.
-
-    Raises:
-        OptionError: The protocol is unknown.
-    """
-    _check_known(protocol)
-    return Align8Degradation(scale) if protocol == "align8" else ClassicalDegradation(scale)
-
-
-def _check_known(protocol: object) -> None:
-    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return Protocol(Align8Degradation(scale), settings)
 
 
 def with_noise_seed(params: Params, seed: int) -> Params:
     """Return a copy of parameters in which every noise field is drawn from `seed`, in [0, 2^63)."""
-    return {**params, "noise_seed": torch.full_like(params["noise_seed"], seed)}
+    return {**params, SEED: torch.full_like(params[SEED], seed)}

@@ -93,3 +93,31 @@ def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> T
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
     return columns.apply_columns(rows.apply_rows(x))
+
+
+def blurred_rows(in_size: int, scale: int, taps: int, border: str, rows: slice) -> tuple[Tensor, int]:
+    """Return some rows of `W · R(e_t)`, for every tap t of a blur.
+
+    The bicubic of a blurred axis is a matrix, `W · R(g)`, W the bicubic and R(g) the blur with reflected borders. It is
+    linear in the taps of g: it is the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them.
+
+    Args:
+        in_size: Length of the HR axis, a multiple of `scale`, longer than the blur's radius.
+        scale: Downsampling factor s.
+        taps: Taps of the blur, odd.
+        border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
+        rows: Which LR pixels.
+
+    Returns:
+        tuple[Tensor, int]: float64, shape (taps, rows, width), and the HR pixel that its first column stands for; no
+        row touches a pixel outside.
+    """
+    bicubic = bicubic_matrix(in_size, in_size // scale, border)[rows]
+    touched = (bicubic != 0).any(0).nonzero().flatten()
+    shifts = torch.arange(taps) - taps // 2
+    sources = reflected_indices(touched + shifts[:, None], in_size)
+    first, last = int(sources.min()), int(sources.max())
+    responses = torch.zeros(taps, bicubic.shape[0], last - first + 1, dtype=torch.float64)
+    for response, positions in zip(responses, sources, strict=True):
+        response.index_add_(1, positions - first, bicubic[:, touched])
+    return responses, first

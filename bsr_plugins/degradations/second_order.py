@@ -10,20 +10,13 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, integer
-from bsr_plugins.degradations.base import Degradation, Params
+from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
 from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.degradations.params import Params, by_group
 from bsr_plugins.degradations.resize import bicubic_resize
 from bsr_plugins.degradations.second_order_options import FIRST, SECOND, parse_final, parse_round
-from bsr_plugins.degradations.second_order_sampling import Draws, check_params, draw_final, draw_round
-from bsr_plugins.degradations.second_order_stages import (
-    alike,
-    blurred,
-    coded,
-    draw_up_kernels,
-    noisy,
-    resized,
-    select,
-)
+from bsr_plugins.degradations.second_order_params import Draws, check_params, draw_final, draw_round
+from bsr_plugins.degradations.second_order_steps import blurred, coded, kernels_of, noisy, resized
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
 from bsr_plugins.precision import at_least_float32
@@ -32,6 +25,7 @@ _BLURS = ("first", "second", "final")
 _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mode", "final_jpeg_last")
 
 
+@DEGRADATIONS.register("SecondOrderDegradation")
 class SecondOrderDegradation(Degradation):
     """Two rounds of blur, resize, noise and JPEG, then a sinc filter and JPEG in either order (Real-ESRGAN).
 
@@ -85,13 +79,13 @@ class SecondOrderDegradation(Degradation):
         second: Mapping[str, Any] | None = None,
         final: Mapping[str, Any] | None = None,
     ) -> None:
-        self.scale = integer(scale, "degradation.scale", 1)
-        self.usm = boolean(usm, "degradation.usm")
-        self.per_sample = boolean(per_sample, "degradation.per_sample")
-        self.round_to_8bit = boolean(round_to_8bit, "degradation.round_to_8bit")
-        self.first = parse_round(first, FIRST, "degradation.first")
-        self.second = parse_round(second, SECOND, "degradation.second")
-        self.final = parse_final(final, "degradation.final")
+        self.scale = integer(scale, "scale", 1)
+        self.usm = boolean(usm, "usm")
+        self.per_sample = boolean(per_sample, "per_sample")
+        self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
+        self.first = parse_round(first, FIRST, "first")
+        self.second = parse_round(second, SECOND, "second")
+        self.final = parse_final(final, "final")
         self._names = tuple(self.sample(0, torch.Generator()))
 
     @property
@@ -161,36 +155,29 @@ class SecondOrderDegradation(Degradation):
         self._check(gt, params)
         x = at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
         with torch.autocast(gt.device.type, enabled=False):
-            kernels = {name: draw_up_kernels(params, name, x) for name in _BLURS}
-            groups = alike(params, _PATH)
-            if len(groups) == 1:  # spare the copies
-                lq = self._degrade(x, kernels, params)
-            else:
-                lq = x.new_empty(*x.shape[:-2], x.shape[-2] // self.scale, x.shape[-1] // self.scale)
-                for members in groups:
-                    there = members.to(x.device)
-                    some = {name: kernel[there] for name, kernel in kernels.items()}
-                    lq[there] = self._degrade(x[there], some, select(params, members))
+            kernels = {f"{name}_kernels": kernels_of(params, name, x) for name in _BLURS}
+            path = list(zip(*(params[key].tolist() for key in _PATH), strict=True))
+            size = (x.shape[-2] // self.scale, x.shape[-1] // self.scale)
+            lq = by_group(x, params | kernels, path, size, self._degrade)
         return lq.reshape(*gt.shape[:-2], *lq.shape[-2:]).to(gt.dtype)
 
-    def _degrade(self, x: Tensor, kernels: dict[str, Tensor], params: Params) -> Tensor:
+    def _degrade(self, path: tuple[float, ...], x: Tensor, params: Params) -> Tensor:
         """Degrade samples, shape (B, V, 3, H, W), that are alike in the parameters of `_PATH`."""
+        scale, first_mode, relative, second_mode, final_mode, jpeg_last = path
         height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
-        scale, relative = float(params["first_resize"][0]), float(params["second_resize"][0])
 
-        x = blurred(x, kernels["first"], params["first_kernel"])
-        x = noisy(resized(x, int(params["first_mode"][0]), scale), params, "first")
+        x = blurred(x, params["first_kernels"], params["first_kernel"])
+        x = noisy(resized(x, int(first_mode), scale), params, "first")
         x = coded(x, params["first_quality"])
 
-        x = blurred(x, kernels["second"], params["second_kernel"])
+        x = blurred(x, params["second_kernels"], params["second_kernel"])
         size = (math.floor(height * relative), math.floor(width * relative))
-        x = noisy(resized(x, int(params["second_mode"][0]), size), params, "second")
+        x = noisy(resized(x, int(second_mode), size), params, "second")
 
-        jpeg_last = bool(params["final_jpeg_last"][0])
         if not jpeg_last:
             x = coded(x, params["second_quality"])
-        x = resized(x, int(params["final_mode"][0]), (height, width))
-        x = blurred(x, kernels["final"], params["final_kernel"])
+        x = resized(x, int(final_mode), (height, width))
+        x = blurred(x, params["final_kernels"], params["final_kernel"])
         if jpeg_last:
             x = coded(x, params["second_quality"])
         return self._rounded(x)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
 from bsr_plugins.degradations.noise import gaussian_noise, poisson_noise
-from bsr_plugins.degradations.second_order_sampling import KERNELS
-from bsr_plugins.degradations.second_order_stages import draw_up_kernels
+from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.second_order_steps import kernels_of
 from tests.degradations.photographs import photograph, views
 
 GREY_LEVELS = 255
@@ -125,7 +125,7 @@ def test_the_samples_of_these_tests_go_every_way() -> None:
 @pytest.mark.parametrize("name", ["first", "second", "final"])
 def test_kernels_are_basicsrs(name: str) -> None:
     params = draw(200)
-    made = draw_up_kernels(params, name, torch.empty(0, dtype=torch.float64))
+    made = kernels_of(params, name, torch.empty(0, dtype=torch.float64))
     for index, kernel in enumerate(made):
         torch.testing.assert_close(kernel, plain_kernel(one(params, index), name)[0], rtol=0, atol=1e-6)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bsr_plugins.analysis.plain_second_order import PlainSecondOrder
 from bsr_plugins.degradations import Params, SecondOrderDegradation
-from bsr_plugins.degradations.second_order_sampling import KERNELS
-from bsr_plugins.degradations.second_order_stages import draw_up_kernels
+from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.second_order_steps import kernels_of
 
 COUNT = 12_000
 DEVIATIONS = 4.5  # of a normal variable: 1 in 150,000
@@ -233,7 +233,7 @@ def test_kernels_are_distributed_as_those_of_basicsr(drawn: Params) -> None:
     axis = torch.arange(-10, 11, dtype=torch.float64)
     for name, theirs in {"first": "kernel1", "second": "kernel2", "final": "sinc_kernel"}.items():
         params = {key: column[drawn["second_kernel"] != 0][:count] for key, column in drawn.items()}
-        ours = draw_up_kernels(params, name, torch.empty(0, dtype=torch.float64))
+        ours = kernels_of(params, name, torch.empty(0, dtype=torch.float64))
         assert ours.shape == basicsr[theirs].shape == (count, 21, 21)
         for weights in ("centre", "neighbour", "xx", "xy"):
             measured = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.base import Params
+from bsr_plugins.degradations.params import MAX_SEED, Params, require
 from bsr_plugins.degradations.second_order_options import (
     DIRECTIONS,
     FAMILIES,
@@ -27,7 +27,6 @@ from bsr_plugins.degradations.second_order_options import (
     RoundOptions,
     Sizes,
 )
-from bsr_plugins.errors import BSRError
 
 KERNELS = ("none", *FAMILIES, "sinc")
 """What a parameter `…_kernel` counts."""
@@ -38,7 +37,6 @@ PLATEAU = tuple(KERNELS.index(name) for name in ("plateau_iso", "plateau_aniso")
 _GENERALIZED = tuple(KERNELS.index(name) for name in ("generalized_iso", "generalized_aniso"))
 _ANISOTROPIC = tuple(KERNELS.index(name) for name in ("aniso", "generalized_aniso", "plateau_aniso"))
 
-_MAX_SEED = (1 << 63) - 1
 _LARGE_TAPS = 13  # sinc kernels with at least so many taps can hold lower frequencies
 _LOWEST_CUTOFF = {"small": math.pi / 3, "large": math.pi / 5}
 _GAUSSIAN_BETA = 1.0
@@ -86,7 +84,7 @@ class Draws:
 
     def seeds(self) -> Tensor:
         """Draw seeds in [0, 2^63), int64."""
-        return torch.randint(_MAX_SEED, (self.batch,), generator=self.generator)
+        return torch.randint(MAX_SEED, (self.batch,), generator=self.generator)
 
 
 def draw_round(name: str, options: RoundOptions, draws: Draws) -> Params:
@@ -128,27 +126,22 @@ def check_params(params: Params) -> None:
     for name in ("first", "second", "final"):
         kinds, taps, cutoff = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff"))
         known = is_among(kinds, (NONE, SINC) if name == "final" else range(len(KERNELS)))
-        _require(params, f"{name}_kernel", known, "the number of a kernel")
-        _require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
+        require(params, f"{name}_kernel", known, "the number of a kernel")
+        require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
         allowed = (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi)
-        _require(params, f"{name}_cutoff", allowed, "a number in (0, π]")
+        require(params, f"{name}_cutoff", allowed, "a number in (0, π]")
         modes = params[f"{name}_mode"]
-        _require(params, f"{name}_mode", (modes >= 0) & (modes < len(MODES)), "the number of a mode")
+        require(params, f"{name}_mode", (modes >= 0) & (modes < len(MODES)), "the number of a mode")
     for name in ("first", "second"):
         unshaped = ~is_among(params[f"{name}_kernel"], GAUSSIAN + PLATEAU)
         for key in ("lambda1", "lambda2", "beta"):
-            _require(params, f"{name}_{key}", unshaped | (params[f"{name}_{key}"] > 0), "a number above 0")
-        _require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
+            require(params, f"{name}_{key}", unshaped | (params[f"{name}_{key}"] > 0), "a number above 0")
+        require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
         for key in ("gaussian", "poisson"):
-            _require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
+            require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
         quality = params[f"{name}_quality"]
         coded = (quality == 0) | (quality >= 1) & (quality <= 100)
-        _require(params, f"{name}_quality", coded, "a number in [1, 100], or 0 for none")
-
-
-def _require(params: Params, name: str, fine: Tensor, expected: str) -> None:
-    if not bool(fine.all()):
-        raise BSRError(f"degradation: the parameter {name} is {params[name][~fine][0].item()}, expected {expected}")
+        require(params, f"{name}_quality", coded, "a number in [1, 100], or 0 for none")
 
 
 def _draw_blur(options: BlurOptions, draws: Draws) -> Params:

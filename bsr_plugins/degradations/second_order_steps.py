@@ -6,20 +6,20 @@ them. Samples of which a step does not hold stay as they are, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.base import Params
 from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.jpeg import jpeg
-from bsr_plugins.degradations.kernel_families import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
+from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
 from bsr_plugins.degradations.noise import gaussian_noise, poisson_noise
+from bsr_plugins.degradations.params import Params, replaced
 from bsr_plugins.degradations.second_order_options import MODES
-from bsr_plugins.degradations.second_order_sampling import GAUSSIAN, NONE, PLATEAU, SINC, is_among
+from bsr_plugins.degradations.second_order_params import GAUSSIAN, NONE, PLATEAU, SINC, is_among
 
 _PIXELS_IN_CACHE = 1 << 18  # with more at once, a CPU's core falls out of its cache (JPEG takes twice the time)
 _SHAPE = ("lambda1", "lambda2", "theta", "beta")
@@ -30,13 +30,8 @@ _KINDS: tuple[tuple[tuple[int, ...], Callable[..., Tensor], tuple[str, ...]], ..
 )
 
 
-def select(params: Params, members: Tensor) -> Params:
-    """Return the parameters of some samples."""
-    return {name: column[members] for name, column in params.items()}
-
-
-def draw_up_kernels(params: Params, name: str, like: Tensor) -> Tensor:
-    """Draw up the kernels of a blur, all of a kind at once.
+def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
+    """Return the kernels of a blur, all of a kind at once.
 
     Args:
         params: Parameters of B samples.
@@ -66,7 +61,7 @@ def blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
         parts = zip(images.split(_samples_in_cache(images)), chosen, strict=True)
         return torch.cat([blur(part, kernel) for part, kernel in parts])
 
-    return _where(kinds != NONE, x, some)
+    return replaced(kinds != NONE, x, some)
 
 
 def resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
@@ -99,26 +94,7 @@ def coded(x: Tensor, quality: Tensor) -> Tensor:
         parts = zip(images.split(_samples_in_cache(images)), chosen, strict=True)
         return torch.cat([jpeg(part, qualities) for part, qualities in parts])
 
-    return _where(quality > 0, x.clamp(0, 1), some)
-
-
-def alike(params: Params, keys: Sequence[str]) -> list[Tensor]:
-    """Return the samples, as indices on the CPU, in groups that are equal in some parameters."""
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for index, row in enumerate(zip(*(params[key].tolist() for key in keys), strict=True)):
-        groups.setdefault(row, []).append(index)
-    return [torch.tensor(members) for members in groups.values()]
-
-
-def _where(chosen: Tensor, x: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace the chosen samples by what `apply` makes of them; it gets them, and their indices on the CPU."""
-    members = chosen.nonzero().flatten()
-    if not len(members):
-        return x
-    if len(members) == len(x):  # spare the copies
-        return apply(x, members)
-    there = members.to(x.device)
-    return x.index_copy(0, there, apply(x[there], members))
+    return replaced(quality > 0, x.clamp(0, 1), some)
 
 
 def _samples_in_cache(x: Tensor) -> int:
