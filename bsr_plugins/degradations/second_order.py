@@ -14,7 +14,7 @@ from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
 from bsr_plugins.degradations.noise import GREY_LEVELS
 from bsr_plugins.degradations.params import Params, by_group
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import FIRST, SECOND, parse_final, parse_round
+from bsr_plugins.degradations.second_order_options import read_final, read_round
 from bsr_plugins.degradations.second_order_params import Draws, check_params, draw_final, draw_round
 from bsr_plugins.degradations.second_order_steps import blurred, coded, kernels_of, noisy, resized
 from bsr_plugins.degradations.usm import sharpen
@@ -29,29 +29,12 @@ _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mo
 class SecondOrderDegradation(Degradation):
     """Two rounds of blur, resize, noise and JPEG, then a sinc filter and JPEG in either order (Real-ESRGAN).
 
-    A round is a block of options, `first` or `second`, each of whose keys may be left out:
-
-    * `blur`: `prob` that the round blurs (1, then 0.8); `sinc_prob` (0.1) of a sinc kernel; else one of `families`,
-      given as `{iso: 0.45, aniso: 0.25, generalized_iso: 0.12, generalized_aniso: 0.03, plateau_iso: 0.12,
-      plateau_aniso: 0.03}`, where names left out have probability 0; `sigma` ([0.2, 3], then [0.2, 1.5]), standard
-      deviations in pixels, both drawn for anisotropic kernels; `theta` ([-180, 180]) in degrees; exponents `betag`
-      ([0.5, 4]) of generalised Gaussians and `betap` ([1, 2]) of plateaus, half of them drawn below 1 and half above
-      (for `betap`'s range half of them are 1: so the released code draws); odd `kernel_size` ([7, 21]).
-      A sinc kernel's cut-off is drawn from [π/3, π], from 13 taps on from [π/5, π].
-    * `resize`: `prob` (`{up: 0.2, down: 0.7, keep: 0.1}`, then 0.3, 0.4, 0.3); `scale` ([0.15, 1.5], then [0.3, 1.2]):
-      factors go from 1 to its upper end (up) or from its lower end to 1 (down), the second round's being relative to
-      the LR size; `modes`, some of `[area, bilinear, bicubic]`, those of `interpolate`, i.e. not antialiased.
-    * `noise`: `gaussian_prob` (0.5), else Poisson noise; levels `gaussian` ([1, 30], then [1, 25]) on the 0–255 scale;
-      strengths `poisson` ([0.05, 3], then [0.05, 2.5]); `grey_prob` (0.4) of noise that all colours share.
-    * `jpeg`: `quality` ([30, 95]), any number in the range.
-
-    `final` holds the rest: `sinc_prob` (0.8) and `kernel_size` ([7, 21]) of the last sinc filter, cut-off drawn from
-    [π/3, π]; `modes` of the resize to the LR size before it; `jpeg_last_prob` (0.5) that the second round's JPEG
-    comes after both of these, and not before.
+    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`, all of
+    which may be left out: they are then as in the released training.
 
     In the released pipeline a batch shares each round's factor and mode of resizing and its kind of noise, whether the
-    second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise are an
-    image's own. So it is here, unless `per_sample` is true.
+    second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise differ
+    from image to image. So it is here, unless `per_sample` is true.
 
     JPEG is libjpeg's (8 bits in and out), where the released pipeline has an approximation of it in real numbers, and
     grey noise is drawn for every image, where the released one lets a batch share the field.
@@ -61,7 +44,7 @@ class SecondOrderDegradation(Degradation):
         usm: Whether `target` sharpens.
         per_sample: Draw for every image what the released pipeline draws once a batch.
         round_to_8bit: Round and clamp the LR image to 8 bits.
-        first: The first round, see above.
+        first: The first round.
         second: The second round.
         final: The last steps.
 
@@ -83,9 +66,9 @@ class SecondOrderDegradation(Degradation):
         self.usm = boolean(usm, "usm")
         self.per_sample = boolean(per_sample, "per_sample")
         self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
-        self.first = parse_round(first, FIRST, "first")
-        self.second = parse_round(second, SECOND, "second")
-        self.final = parse_final(final, "final")
+        self.first = read_round("first", first)
+        self.second = read_round("second", second)
+        self.final = read_final(final)
         self._names = tuple(self.sample(0, torch.Generator()))
 
     @property

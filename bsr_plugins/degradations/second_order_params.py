@@ -82,6 +82,10 @@ class Draws:
         """Draw odd numbers between two of them, int64."""
         return self.one_of(range(sizes[0], sizes[1] + 1, 2))
 
+    def mode(self, names: Sequence[str]) -> Tensor:
+        """Draw the numbers of ways of resizing, int64."""
+        return self.one_of([MODES.index(name) for name in names], shared=True)
+
     def seeds(self) -> Tensor:
         """Draw seeds in [0, 2^63), int64."""
         return torch.randint(MAX_SEED, (self.batch,), generator=self.generator)
@@ -93,7 +97,7 @@ def draw_round(name: str, options: RoundOptions, draws: Draws) -> Params:
         **_draw_blur(options.blur, draws),
         **_draw_resize(options.resize, draws),
         **_draw_noise(options.noise, draws),
-        "quality": draws.uniform(*options.quality),
+        "quality": draws.uniform(*options.jpeg.quality),
     }
     return {f"{name}_{key}": column for key, column in columns.items()}
 
@@ -107,7 +111,7 @@ def draw_final(options: FinalOptions, draws: Draws) -> Params:
         "final_kernel": torch.where(filtered, SINC, NONE),
         "final_taps": taps.where(filtered, 0),
         "final_cutoff": cutoff.where(filtered, 0.0),
-        "final_mode": draws.one_of(options.modes, shared=True),
+        "final_mode": draws.mode(options.modes),
         "final_jpeg_last": draws.chance(options.jpeg_last_prob, shared=True),
     }
 
@@ -146,10 +150,11 @@ def check_params(params: Params) -> None:
 
 def _draw_blur(options: BlurOptions, draws: Draws) -> Params:
     taps = draws.odd(options.kernel_size)
-    family = draws.choice(options.families) + KERNELS.index(FAMILIES[0])
+    family = draws.choice(options.families.weights) + KERNELS.index(FAMILIES[0])
     kernel = torch.where(draws.chance(options.sinc_prob), SINC, family)
     kernel = kernel.where(draws.chance(options.prob, shared=True), NONE)
     shaped, turned = is_among(kernel, GAUSSIAN + PLATEAU), is_among(kernel, _ANISOTROPIC)
+    angles = (math.radians(options.theta[0]), math.radians(options.theta[1]))
     lambda1, lambda2 = draws.uniform(*options.sigma), draws.uniform(*options.sigma)
     betag, betap = (_draw_exponents(exponents, draws) for exponents in (options.betag, options.betap))
     beta = betag.where(is_among(kernel, _GENERALIZED), betap.where(is_among(kernel, PLATEAU), _GAUSSIAN_BETA))
@@ -159,7 +164,7 @@ def _draw_blur(options: BlurOptions, draws: Draws) -> Params:
         "taps": taps.where(kernel != NONE, 0),
         "lambda1": lambda1.where(shaped, 0.0),
         "lambda2": lambda2.where(turned, lambda1).where(shaped, 0.0),
-        "theta": draws.uniform(*options.theta).where(turned, 0.0),
+        "theta": draws.uniform(*angles).where(turned, 0.0),
         "beta": beta.where(shaped, 0.0),
         "cutoff": draws.uniform(lowest, math.pi).where(kernel == SINC, 0.0),
     }
@@ -176,10 +181,10 @@ def _draw_exponents(exponents: Range, draws: Draws) -> Tensor:
 
 def _draw_resize(options: ResizeOptions, draws: Draws) -> Params:
     low, high = options.scale
-    direction, part = draws.choice(options.prob, shared=True), draws.units(shared=True)
+    direction, part = draws.choice(options.prob.weights, shared=True), draws.units(shared=True)
     up, down = 1 + (high - 1) * part, low + (1 - low) * part
     scale = up.where(direction == DIRECTIONS.index("up"), down.where(direction == DIRECTIONS.index("down"), 1.0))
-    return {"resize": scale, "mode": draws.one_of(options.modes, shared=True)}
+    return {"resize": scale, "mode": draws.mode(options.modes)}
 
 
 def _draw_noise(options: NoiseOptions, draws: Draws) -> Params:

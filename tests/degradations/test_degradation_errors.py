@@ -85,13 +85,13 @@ BLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"jpeg": {"quality": [30, 101]}}, "degradation.jpeg.quality: 101, expected a number in [1, 100]"),
     (
         {"types": ["iso", "anisso"]},
-        "degradation.types: in 'anisso': unknown name 'anisso', expected one of aniso, bicubic, iso, jpeg, motion, noise; "
-        "did you mean 'aniso'?",
+        "degradation.types: in 'anisso': unknown name 'anisso', expected one of aniso, bicubic, iso, jpeg, motion, "
+        "noise; did you mean 'aniso'?",
     ),
     (
         {"types": ["iso + noise"]},
-        "degradation.types: in 'iso + noise': unknown name 'iso ', expected one of aniso, bicubic, iso, jpeg, motion, noise; "
-        "did you mean 'iso'?",
+        "degradation.types: in 'iso + noise': unknown name 'iso ', expected one of aniso, bicubic, iso, jpeg, motion, "
+        "noise; did you mean 'iso'?",
     ),
     ({"types": ["jpeg"], "jpeg": AWAY}, "degradation.types: 'jpeg' needs the block jpeg"),
     ({"types": ["iso+noise+iso"]}, "degradation.types: 'iso+noise+iso', expected each stage once and at most one blur"),
