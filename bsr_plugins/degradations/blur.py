@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.banded import BandedMatrix, row_slices
 from bsr_plugins.degradations.fused import fused_blur_bicubic, worth_fusing
-from bsr_plugins.degradations.resize import bicubic_resize, blurred_rows
+from bsr_plugins.degradations.resize import BandedMatrix, bicubic_resize, blurred_rows, row_slices
 from bsr_plugins.errors import BSRError
 
 _PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out of the cache (2 to 3 times slower)
@@ -88,13 +87,10 @@ def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str 
     """Blur with separable kernels, then downsample: equals `blur_bicubic` with the outer products of the profiles.
 
     Args:
-        x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
+        x: As there.
         profiles: 1-D kernels, shape (B, k).
-        scale: Downsampling factor s.
-        border: Border of the bicubic, `clamp` or `mirror`.
-
-    Returns:
-        Tensor: Images, shape (B, …, H/s, W/s).
+        scale: As there.
+        border: As there.
     """
     height, width = x.shape[-2:]
     _check_room(height, width, profiles.shape[-1] // 2)

@@ -13,17 +13,23 @@ from torch import Tensor
 from bsr_plugins.blocks import boolean, call_with, integer
 from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
 from bsr_plugins.degradations.distance import degraded_distance
-from bsr_plugins.degradations.noise import GREY_LEVELS
-from bsr_plugins.degradations.params import MAX_SEED, SEED, Params, by_group, classical_params, replaced, select
+from bsr_plugins.degradations.params import (
+    GREY_LEVELS,
+    MAX_SEED,
+    SEED,
+    Params,
+    by_group,
+    classical_params,
+    replaced,
+    select,
+)
 from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages.base import STAGES, Block, Blur, LRStage, Stage, block_keys, known_stages
 from bsr_plugins.errors import BSRError, OptionError, unknown_key, unknown_name
 from bsr_plugins.precision import at_least_float32
 
-CLEAN = "bicubic"
-"""The type without any stage."""
-
+CLEAN = "bicubic"  # the type without any stage
 _TYPE = "type"
 _MEASURING_SEED = 0
 
@@ -88,15 +94,12 @@ class ClassicalDegradation(Degradation):
         self.border = border
         self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
         build_sampler(sampler, "sampler")  # so that a mistake in it is not put down to the first stage
-        keys = block_keys()
-        for key in stages:
-            if key not in keys.values():
-                raise unknown_key(key, inspect.signature(type(self)).parameters)
-        described = {
-            name: call_with(self._stage_builder(STAGES[name], sampler), block, key)
-            for name, key in keys.items()
-            if (block := stages.get(key)) is not None
-        }
+        described: dict[str, Stage] = {}
+        for name, key in block_keys().items():
+            if (block := stages.pop(key, None)) is not None:
+                described[name] = call_with(self._stage_builder(STAGES[name], sampler), block, key)
+        if stages:
+            raise unknown_key(next(iter(stages)), inspect.signature(type(self)).parameters)
         self.types = _parse_types(types, described)
         used = frozenset[str]().union(*self.types)
         self.stages: dict[str, Stage] = {name: stage for name, stage in described.items() if name in used}
@@ -119,39 +122,24 @@ class ClassicalDegradation(Degradation):
         return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw the parameters of `batch_size` degradations.
+        """Draw the parameters of `batch_size` degradations from a CPU generator.
 
-        Returns:
-            Params: As `classical_params` makes them, the columns of further stages that are used, and `type`, the index
-            into `types`, int64, shape (B,).
+        They are those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`.
         """
         kind = torch.randint(len(self.types), (batch_size,), generator=generator)
-        drawn = {
-            name: stage.as_params(stage.sampler.draw(stage.ranges, batch_size, generator))
-            for name, stage in self.stages.items()
-        }
         params = classical_params([0.0] * batch_size)
-        params[SEED] = torch.randint(MAX_SEED, (batch_size,), generator=generator)
-        for name, columns in drawn.items():
+        for name, stage in self.stages.items():
             chosen = torch.tensor([name in stages for stages in self.types])[kind]
-            for key, column in columns.items():
+            drawn = stage.as_params(stage.sampler.draw(stage.ranges, batch_size, generator))
+            for key, column in drawn.items():
                 params[key] = torch.where(chosen, column, params.get(key, torch.zeros_like(column)))
+        params[SEED] = torch.randint(MAX_SEED, (batch_size,), generator=generator)
         return {_TYPE: kind, **params}
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images.
+        """Degrade images (see `Degradation`) by parameters as `sample` or `classical_params` give them.
 
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
-                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
-            params: Parameters as `sample` or `classical_params` give them, for B samples, on the CPU. Stages whose
-                columns are absent are off.
-
-        Returns:
-            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`.
-
-        Raises:
-            BSRError: Shapes do not fit, or a parameter is unknown or out of range.
+        Stages whose columns are absent are off.
         """
         self.check_images(gt)
         params = self._checked(params, gt.shape[0])
@@ -164,10 +152,7 @@ class ClassicalDegradation(Degradation):
         return self(gt, classical_params([0.0] * gt.shape[0]))
 
     def kernels(self, params: Params) -> Tensor:
-        """Return the blur kernels, shape (B, kernel_size, kernel_size), float32; a unit impulse where there is no blur.
-
-        See `Blur.kernels`.
-        """
+        """Return the blur kernels (see `Degradation.kernels`); a unit impulse where there is no blur."""
         return self._kernels(self._checked(params, len(params[SEED]))).float()
 
     def _checked(self, params: Params, count: int) -> Params:
@@ -178,9 +163,7 @@ class ClassicalDegradation(Degradation):
             if not any(name in params or name in needed for name in stage.columns):
                 whole |= dict.fromkeys(stage.columns, off)
         columns = dict.fromkeys([*needed, *(name for stage in stages for name in stage.columns)])
-        for name in columns:
-            if name not in whole or len(whole[name]) != count:
-                raise BSRError(f"degradation: the parameter {name} is missing or not given for {count} samples")
+        self.check_columns(whole, columns, count)
         for name in params:
             if name not in columns and name != _TYPE:
                 raise unknown_name("degradation: among the parameters", name, columns)
@@ -192,8 +175,7 @@ class ClassicalDegradation(Degradation):
     def _blurs(params: Params) -> list[type[Blur] | None]:
         """Find the blur of every sample."""
         found: list[type[Blur] | None] = [None] * len(params[SEED])
-        blurs = [stage for stage in known_stages().values() if issubclass(stage, Blur)]
-        for stage in blurs:
+        for stage in (stage for stage in known_stages().values() if issubclass(stage, Blur)):
             for index in stage.applies(params).nonzero().flatten().tolist():
                 if found[index] is not None:
                     raise BSRError(f"degradation: sample {index} has parameters of two blurs, expected one at most")
@@ -226,7 +208,8 @@ class ClassicalDegradation(Degradation):
         """Change the LR images by the other stages, then round to 8 bits."""
         for stage in known_stages().values():
             if issubclass(stage, LRStage):
-                lq = _changed(lq, params, stage)
+                change = partial(_change, stage, params)
+                lq = replaced(stage.applies(params), lq, change)
         if self.round_to_8bit:
             lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
         return lq
@@ -257,7 +240,7 @@ class ClassicalDegradation(Degradation):
         return torch.stack(distances).view(rows.shape[:2]).mean(0)
 
     def calibrate(self, images: Tensor) -> None:
-        """Fit every `ads` sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
+        """Fit every adaptive sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
         with torch.no_grad():
             for name, stage, sampler in self._adaptive():
                 if sampler.needs_calibration:
@@ -265,7 +248,7 @@ class ClassicalDegradation(Degradation):
                     sampler.fit(distances.view(sampler.grid_shape(stage.measured)), f"calibration of {name}")
 
     def calibration(self) -> dict[str, Any]:
-        """Return what the `ads` samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
+        """Return what adaptive samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
         return {
             name: {
                 "ranges": [list(ends) for ends in stage.measured_ranges],
@@ -277,7 +260,7 @@ class ClassicalDegradation(Degradation):
         }
 
     def load_calibration(self, state: dict[str, Any]) -> None:
-        """Fit the `ads` samplers with what `calibration` returned.
+        """Fit the adaptive samplers with what `calibration` returned.
 
         Raises:
             BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges or under other
@@ -292,8 +275,17 @@ class ClassicalDegradation(Degradation):
             found = saved.get("ranges") if isinstance(saved, Mapping) else saved
             if found != ranges:
                 raise BSRError(f"{where}: found the ranges {found}, expected {ranges}")
-            self._check_settings(saved.get("settings", {}), stage, where)
-            sampler.fit(_distances(saved.get("distances", []), where), where)
+            settings = saved.get("settings", {})
+            if not isinstance(settings, Mapping):
+                raise BSRError(f"{where}: found the settings {settings!r}, expected a block")
+            for key, value in self._measuring_settings(stage).items():
+                if settings.get(key, value) != value:
+                    raise BSRError(f"{where}: measured with {key} {settings[key]!r}, expected {value!r}")
+            try:
+                distances = torch.tensor(saved.get("distances", []), dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise BSRError(f"{where}: found distances that are no numbers, expected a grid of numbers") from error
+            sampler.fit(distances, where)
 
     def _adaptive(self) -> list[tuple[str, Stage, AdaptiveSampler]]:
         """Return the stages whose samplers measure distances."""
@@ -308,24 +300,9 @@ class ClassicalDegradation(Degradation):
         averaged = list(zip(stage.columns, stage.ranges, strict=False))[stage.measured :]
         return settings | {name: list(ends) for name, ends in averaged}
 
-    def _check_settings(self, saved: object, stage: Stage, where: str) -> None:
-        if not isinstance(saved, Mapping):
-            raise BSRError(f"{where}: found the settings {saved!r}, expected a block")
-        for key, value in self._measuring_settings(stage).items():
-            if key in saved and saved[key] != value:
-                raise BSRError(f"{where}: measured with {key} {saved[key]!r}, expected {value!r}")
 
-
-def _changed(lq: Tensor, params: Params, stage: type[LRStage]) -> Tensor:
-    return replaced(stage.applies(params), lq, lambda some, members: stage.change(some, select(params, members)))
-
-
-def _distances(saved: object, where: str) -> Tensor:
-    """Read saved distances."""
-    try:
-        return torch.tensor(saved, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BSRError(f"{where}: found distances that are no numbers, expected a grid of numbers") from error
+def _change(stage: type[LRStage], params: Params, lq: Tensor, members: Tensor) -> Tensor:
+    return stage.change(lq, select(params, members))
 
 
 def _parse_types(types: Sequence[str] | None, described: Mapping[str, Stage]) -> list[frozenset[str]]:

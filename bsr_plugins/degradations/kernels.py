@@ -26,14 +26,11 @@ def offsets(size: int, like: Tensor) -> Tensor:
 
 
 def gaussian_profiles(sigma: Tensor, size: int) -> Tensor:
-    """Return 1-D Gaussians; the outer product of a profile with itself is the isotropic kernel of that width.
+    """Return 1-D Gaussians, shape (B, size), each summing to 1, whose outer products are the isotropic kernels.
 
     Args:
-        sigma: Standard deviations in HR pixels, shape (B,), ≥ 0; 0 gives the unit impulse.
+        sigma: Standard deviations, ≥ 0; 0 gives the unit impulse.
         size: Number of taps, odd.
-
-    Returns:
-        Tensor: Profiles, shape (B, size), each summing to 1.
     """
     squared = offsets(size, sigma).square()
     widths = sigma.clamp_min(torch.finfo(sigma.dtype).tiny ** 0.25)[:, None]
@@ -42,32 +39,22 @@ def gaussian_profiles(sigma: Tensor, size: int) -> Tensor:
 
 
 def gaussian_kernels(lambda1: Tensor, lambda2: Tensor, theta: Tensor, size: int) -> Tensor:
-    """Return 2-D Gaussian kernels with covariance R(θ) diag(λ1², λ2²) R(θ)ᵀ.
-
-    Args:
-        lambda1: Standard deviations along the axis at angle θ, shape (B,), > 0.
-        lambda2: Standard deviations across it, shape (B,), > 0.
-        theta: Angles in radians, shape (B,).
-        size: Taps per axis, odd.
-
-    Returns:
-        Tensor: Kernels, shape (B, size, size), indexed [y, x], each summing to 1.
-    """
+    """Return Gaussian kernels, shape (B, size, size), indexed [y, x], each summing to 1; arguments as below."""
     kernels = torch.exp(-quadratic_form(lambda1, lambda2, theta, size) / 2)
     return kernels / kernels.sum((-2, -1), keepdim=True)
 
 
 def quadratic_form(lambda1: Tensor, lambda2: Tensor, theta: Tensor, size: int) -> Tensor:
-    """Return `q = pᵀ Σ⁻¹ p` at every tap p, for the covariances Σ of `gaussian_kernels`.
+    """Return `q = pᵀ Σ⁻¹ p` at every tap p: squared distances from the centre in units of the widths.
 
     Args:
-        lambda1: Standard deviations along the axis at angle θ, shape (B,), > 0.
-        lambda2: Standard deviations across it, shape (B,), > 0.
-        theta: Angles in radians, shape (B,).
+        lambda1: Standard deviations along the axis at angle θ, > 0.
+        lambda2: Standard deviations across it, > 0.
+        theta: Angles in radians.
         size: Taps per axis, odd.
 
     Returns:
-        Tensor: Squared distances from the centre in units of the widths, shape (B, size, size), indexed [y, x].
+        Tensor: Shape (B, size, size), indexed [y, x].
     """
     axis = offsets(size, lambda1)
     y, x = axis[:, None], axis[None, :]
@@ -83,13 +70,13 @@ def generalized_gaussian_kernels(
     """Return generalised Gaussian kernels, `exp(−½ q^β)` with `q = pᵀ Σ⁻¹ p`.
 
     Args:
-        lambda1: Standard deviations along the axis at angle θ, shape (B,), > 0.
-        lambda2: Standard deviations across it, shape (B,), > 0.
-        theta: Angles in radians, shape (B,).
-        beta: Shapes β, shape (B,), > 0: 1 is the Gaussian, above it the kernel is flatter, below it more peaked.
+        lambda1: As in `quadratic_form`.
+        lambda2: As there.
+        theta: As there.
+        beta: Shapes β, > 0: 1 is the Gaussian, above it the kernel is flatter, below it more peaked.
         size: Taps per axis of the result, odd.
-        taps: Taps per axis of each kernel, odd, in [1, size], shape (B,), integers; the kernel is centred among zeros
-            and normalised over its own taps. None: all have `size`.
+        taps: Taps per axis of each kernel, odd, in [1, size], integers; the kernel is centred among zeros and
+            normalised over these taps. None: all have `size`.
 
     Returns:
         Tensor: Kernels, shape (B, size, size), indexed [y, x], each summing to 1. Finite for any width and shape above
@@ -102,10 +89,7 @@ def generalized_gaussian_kernels(
 def plateau_kernels(
     lambda1: Tensor, lambda2: Tensor, theta: Tensor, beta: Tensor, size: int, taps: Tensor | None = None
 ) -> Tensor:
-    """Return plateau-shaped kernels, `1 / (1 + q^β)` with `q = pᵀ Σ⁻¹ p`.
-
-    Args and result as those of `generalized_gaussian_kernels`; the larger β, the flatter the plateau.
-    """
+    """Return plateau-shaped kernels, `1 / (1 + q^β)`, likewise; the larger β, the flatter the plateau."""
     powers = quadratic_form(lambda1, lambda2, theta, size).pow(beta[:, None, None])
     return _normalised(1 / (1 + powers), taps)
 
@@ -133,7 +117,7 @@ def sinc_kernels(cutoff: Tensor, size: int, taps: Tensor | None = None) -> Tenso
 
 
 def _normalised(weights: Tensor, taps: Tensor | None) -> Tensor:
-    """Cut each kernel down to its own taps and let it sum to 1."""
+    """Cut each kernel down to its taps and let it sum to 1."""
     if taps is not None:
         distance = offsets(weights.shape[-1], weights).abs()
         farthest = torch.maximum(distance[:, None], distance[None, :])

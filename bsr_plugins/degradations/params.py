@@ -19,6 +19,7 @@ SEED = "noise_seed"
 """The parameter from which all random fields of a sample are drawn."""
 
 MAX_SEED = (1 << 63) - 1
+GREY_LEVELS = 255.0
 
 
 def classical_params(
@@ -31,8 +32,8 @@ def classical_params(
 ) -> Params:
     """Write down the parameters of classical degradations, instead of drawing them.
 
-    Those of further stages, e.g. `motion_length` and `motion_angle`, can be added under their names as float64
-    tensors of shape (B,). Where they are absent, these stages are off.
+    Those of further stages, e.g. `motion_length`, can be added as float64 tensors; stages whose columns are absent
+    are off.
 
     Args:
         lambda1: Widths (standard deviations in HR pixels) along the kernel's first axis, ≥ 0; 0 means no blur.
@@ -64,31 +65,19 @@ def select(params: Params, members: Tensor) -> Params:
 
 
 def require(params: Params, name: str, fine: Tensor, expected: str) -> None:
-    """Check a parameter of every sample.
-
-    Args:
-        params: Parameters of B samples.
-        name: The parameter.
-        fine: Whether it can be applied, bool, shape (B,).
-        expected: What was expected, for the message.
+    """Check that a parameter is fine for all samples; `fine` says so for each, bool, shape (B,).
 
     Raises:
-        BSRError: It cannot be, for some sample.
+        BSRError: It is not; the message gives its name, a value that is not, and what was expected.
     """
     if not bool(fine.all()):
         raise BSRError(f"degradation: the parameter {name} is {params[name][~fine][0].item()}, expected {expected}")
 
 
 def replaced(chosen: Tensor, x: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Replace some samples of a batch.
+    """Replace the chosen samples of a batch (bool, shape (B,), on the CPU); the others stay as they are, bit for bit.
 
-    Args:
-        chosen: Which samples, bool, shape (B,), on the CPU.
-        x: Images, shape (B, …), on any device.
-        apply: Makes images of the same shape out of the chosen ones; it gets these and their indices on the CPU.
-
-    Returns:
-        Tensor: Images, shape of `x`. Samples that are not chosen stay as they are, bit for bit.
+    `apply` makes images of the same shape out of the chosen ones; it gets these and their indices, on the CPU.
     """
     members = chosen.nonzero().flatten()
     if not len(members):
@@ -110,13 +99,10 @@ def by_group(
 
     Args:
         x: Images, shape (B, …, H, W), on any device.
-        params: Parameters of the B samples.
-        groups: The group of every sample.
+        params: Their parameters.
+        groups: Their groups.
         size: The (h, w) of what comes out.
         apply: Takes a group, its images and their parameters.
-
-    Returns:
-        Tensor: Images, shape (B, …, h, w).
     """
     members: dict[Key, list[int]] = {}
     for index, group in enumerate(groups):

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from bsr_plugins.degradations.align8 import Align8Degradation
 from bsr_plugins.degradations.base import Degradation
+from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.classical import ClassicalDegradation
-from bsr_plugins.degradations.params import SEED, Params, classical_params
+from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params, classical_params, replaced
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.registration import Registry
 
@@ -41,24 +44,14 @@ _ALIGN8_STAGES = {"blur": 2.0, "noise": 20.0, "jpeg": 50.0}  # σ, level, qualit
 
 
 class Setting(NamedTuple):
-    """A named degradation.
-
-    Attributes:
-        name: Short name, fit for file names.
-        params: Its parameters, for a batch of one.
-    """
+    """A degradation with a short name, fit for file names, and its parameters, for a batch of one."""
 
     name: str
     params: Params
 
 
 class Protocol(NamedTuple):
-    """A protocol at one scale.
-
-    Attributes:
-        degradation: What applies the settings.
-        settings: The settings.
-    """
+    """A protocol at one scale: its settings, and what applies them."""
 
     degradation: Degradation
     settings: list[Setting]
@@ -155,6 +148,45 @@ def six(scale: int) -> Protocol:
         Setting("aniso_noise_jpeg", classical_params(*kernel, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
     ]
     return Protocol(ClassicalDegradation(scale), settings)
+
+
+class Align8Degradation(ClassicalDegradation):
+    """Blur → bicubic → Gaussian noise → JPEG → 8 bits, the bicubic being Pillow's on an 8-bit image.
+
+    What differs from `ClassicalDegradation`: the HR image is rounded to 8 bits, and so is the blurred one (reflected
+    borders, float64), and Pillow downsamples it, with its antialiased bicubic (a = −0.5, support 4·s, weights
+    normalised at the borders, rounded after each axis): the pixels are those of `Image.resize(size, Image.BICUBIC)`.
+    Pillow works on the CPU; results come back to the device of the images. No gradient flows. That the blurred image
+    is rounded is ours: the paper's text says nothing of it.
+
+    It draws nothing by itself: `sample` gives clean parameters; make others with `classical_params`.
+
+    Args:
+        scale: Downsampling factor s.
+    """
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(scale)
+
+    @torch.no_grad()
+    def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
+        levels = (x.double().clamp(0, 1) * GREY_LEVELS).round()
+        kernels = self._kernels(params).to(x.device)
+
+        def blurred(some: Tensor, members: Tensor) -> Tensor:
+            return blur(some, kernels[members.to(x.device)]).round().clamp(0, GREY_LEVELS)
+
+        levels = replaced(torch.tensor([stage is not None for stage in self._blurs(params)]), levels, blurred)
+        height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
+        small = _shrink(levels.reshape(-1, *x.shape[-3:]).to("cpu", torch.uint8), height, width)
+        return (small.double() / GREY_LEVELS).to(x).reshape(*x.shape[:-2], height, width)
+
+
+def _shrink(levels: Tensor, height: int, width: int) -> Tensor:
+    """Downsample images, uint8 of shape (N, 3, H, W), with Pillow."""
+    images = levels.permute(0, 2, 3, 1).contiguous().numpy()
+    small = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2)
 
 
 @PROTOCOLS.register("align8")

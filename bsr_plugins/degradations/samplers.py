@@ -139,10 +139,8 @@ class AdaptiveSampler(Sampler):
             raise BSRError(f"{where}: distances of shape {tuple(distances.shape)}, expected {expected} finite numbers")
         change = abs(float(distances.flatten()[-1] - distances.flatten()[0]))
         if change < _LEAST_CHANGE:
-            raise BSRError(
-                f"{where}: the degraded distance changes by {change:g} grey levels over the range, "
-                f"expected at least {_LEAST_CHANGE:g}"
-            )
+            found = f"the degraded distance changes by {change:g} grey levels over the range"
+            raise BSRError(f"{where}: {found}, expected at least {_LEAST_CHANGE:g}")
         self.distances = distances
         self._cumulative_weights = _cell_weights(distances).flatten().cumsum(0) if distances.dim() == 2 else None
 

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, integer
 from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
-from bsr_plugins.degradations.noise import GREY_LEVELS
-from bsr_plugins.degradations.params import Params, by_group
+from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
+from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, replaced
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import read_final, read_round
-from bsr_plugins.degradations.second_order_params import Draws, check_params, draw_final, draw_round
-from bsr_plugins.degradations.second_order_steps import blurred, coded, kernels_of, noisy, resized
+from bsr_plugins.degradations.second_order_options import MODES, read_final, read_round
+from bsr_plugins.degradations.second_order_params import (
+    GAUSSIAN,
+    NONE,
+    PLATEAU,
+    SINC,
+    Draws,
+    check_params,
+    draw_final,
+    draw_round,
+    is_among,
+)
+from bsr_plugins.degradations.stages.jpeg import jpeg
+from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
 from bsr_plugins.precision import at_least_float32
 
 _BLURS = ("first", "second", "final")
+_PIXELS_IN_CACHE = 1 << 18  # with more at once, a CPU's core falls out of its cache (JPEG takes twice the time)
+_SHAPE = ("lambda1", "lambda2", "theta", "beta")
+_KINDS: tuple[tuple[tuple[int, ...], Callable[..., Tensor], tuple[str, ...]], ...] = (
+    (GAUSSIAN, generalized_gaussian_kernels, _SHAPE),
+    (PLATEAU, plateau_kernels, _SHAPE),
+    ((SINC,), sinc_kernels, ("cutoff",)),
+)
 _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mode", "final_jpeg_last")
 
 
@@ -71,19 +91,13 @@ class SecondOrderDegradation(Degradation):
         self.final = read_final(final)
         self._names = tuple(self.sample(0, torch.Generator()))
 
-    @property
-    def needs_calibration(self) -> bool:
-        """False: nothing is measured."""
-        return False
-
     def smallest_side(self, params: Params | None = None) -> int:
         """Return the shortest side of images, in HR pixels: every blur reflects the border within its radius."""
         if params is None:
-            first, second = (
-                options.blur.kernel_size[1] if options.blur.prob > 0 else 0 for options in (self.first, self.second)
-            )
-            last = self.final.kernel_size[1] if self.final.sinc_prob > 0 else 0
-            return self._smallest_side(first, second, last, self.first.resize.lowest, self.second.resize.lowest)
+            rounds = (self.first, self.second)
+            taps = [options.blur.kernel_size[1] if options.blur.prob > 0 else 0 for options in rounds]
+            taps.append(self.final.kernel_size[1] if self.final.sinc_prob > 0 else 0)
+            return self._smallest_side(*taps, *(options.resize.lowest for options in rounds))
         columns = ("first_taps", "second_taps", "final_taps", "first_resize", "second_resize")
         rows = zip(*(params[key].tolist() for key in columns), strict=True)
         return max((self._smallest_side(*row) for row in rows), default=1)
@@ -95,11 +109,7 @@ class SecondOrderDegradation(Degradation):
         return max(first_taps // 2 + 1, for_second, self.scale * lr)
 
     def target(self, gt: Tensor) -> Tensor:
-        """Return what is degraded and reproduced: the sharpened images under `usm`, else the images themselves.
-
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W). Half precision is computed in float32.
-        """
+        """Return what is degraded and reproduced: images (B, …, 3, H, W) in [0, 1], sharpened under `usm`."""
         if not self.usm:
             return gt
         with torch.autocast(gt.device.type, enabled=False):
@@ -122,18 +132,9 @@ class SecondOrderDegradation(Degradation):
         return rounds | draw_final(self.final, draws)
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images; `gt` is what `target` returns where the released pipeline is wanted.
+        """Degrade images (see `Degradation`), which are what `target` returns where the released pipeline is wanted.
 
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
-                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
-            params: Parameters as `sample` gives them, for B samples, on the CPU.
-
-        Returns:
-            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`. There is no gradient: JPEG rounds.
-
-        Raises:
-            BSRError: Shapes do not fit, images are too small for the kernels, or a parameter is out of range.
+        There is no gradient: JPEG rounds.
         """
         self._check(gt, params)
         x = at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
@@ -149,51 +150,35 @@ class SecondOrderDegradation(Degradation):
         scale, first_mode, relative, second_mode, final_mode, jpeg_last = path
         height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
 
-        x = blurred(x, params["first_kernels"], params["first_kernel"])
-        x = noisy(resized(x, int(first_mode), scale), params, "first")
-        x = coded(x, params["first_quality"])
+        x = _blurred(x, params["first_kernels"], params["first_kernel"])
+        x = _noisy(_resized(x, int(first_mode), scale), params, "first")
+        x = _coded(x, params["first_quality"])
 
-        x = blurred(x, params["second_kernels"], params["second_kernel"])
+        x = _blurred(x, params["second_kernels"], params["second_kernel"])
         size = (math.floor(height * relative), math.floor(width * relative))
-        x = noisy(resized(x, int(second_mode), size), params, "second")
+        x = _noisy(_resized(x, int(second_mode), size), params, "second")
 
         if not jpeg_last:
-            x = coded(x, params["second_quality"])
-        x = resized(x, int(final_mode), (height, width))
-        x = blurred(x, params["final_kernels"], params["final_kernel"])
+            x = _coded(x, params["second_quality"])
+        x = _resized(x, int(final_mode), (height, width))
+        x = _blurred(x, params["final_kernels"], params["final_kernel"])
         if jpeg_last:
-            x = coded(x, params["second_quality"])
+            x = _coded(x, params["second_quality"])
         return self._rounded(x)
 
     def _rounded(self, lq: Tensor) -> Tensor:
         return (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS if self.round_to_8bit else lq
 
     def clean(self, gt: Tensor) -> Tensor:
-        """Return clean LR images: MATLAB's bicubic, as the other degradations have it, and 8 bits, if asked for; ours.
-
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), sides multiples of the scale.
-        """
+        """Return clean LR images, ours: MATLAB's bicubic, as other degradations have it, and 8 bits, if asked for."""
         self.check_images(gt)
         size = (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale)
         with torch.autocast(gt.device.type, enabled=False):
             return self._rounded(bicubic_resize(at_least_float32(gt), size)).to(gt.dtype)
 
-    def calibrate(self, images: Tensor) -> None:
-        """Do nothing: nothing is measured."""
-
-    def calibration(self) -> dict[str, Any]:
-        """Return an empty dict: nothing is measured."""
-        return {}
-
-    def load_calibration(self, state: dict[str, Any]) -> None:
-        """Do nothing: nothing is measured."""
-
     def _check(self, gt: Tensor, params: Params) -> None:
         self.check_images(gt)
-        for name in self._names:
-            if name not in params or len(params[name]) != gt.shape[0]:
-                raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
+        self.check_columns(params, self._names, gt.shape[0])
         check_params(params)
         smallest = self.smallest_side(params)
         if min(gt.shape[-2:]) < smallest:
@@ -209,3 +194,52 @@ def _shortest(pixels: int, scale: float) -> int:
     while math.floor(length * scale) < pixels:
         length += 1
     return length
+
+
+def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
+    """Return the kernels of the `first`, `second` or `final` blur, computed in float64, as `like` is typed and placed.
+
+    They have the shape (B, k, k), k the most taps of any, and are a unit impulse where there is no blur.
+    """
+    kinds, taps = params[f"{name}_kernel"], params[f"{name}_taps"]
+    size = max(1, *taps.tolist())
+    kernels = torch.zeros(len(kinds), size, size, dtype=torch.float64, device=like.device)
+    kernels[:, size // 2, size // 2] = 1
+    for kind, build, keys in _KINDS:
+        members = is_among(kinds, kind).nonzero().flatten()
+        if len(members):
+            columns = [params[f"{name}_{key}"][members].to(like.device) for key in keys]
+            kernels[members.to(like.device)] = build(*columns, size, taps[members].to(like.device))
+    return kernels.to(like.dtype)
+
+
+def _blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
+    """Blur the samples whose kind of kernel is not `NONE`, with reflected borders."""
+    return replaced(kinds != NONE, x, lambda some, members: _in_parts(blur, some, kernels[members]))
+
+
+def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
+    """Resize as `interpolate` does, not antialiased, to an (H, W), or by a factor and to sizes rounded down."""
+    if to in (1.0, tuple(x.shape[-2:])):
+        return x
+    target: dict[str, Any] = {"size": to} if isinstance(to, tuple) else {"scale_factor": to}
+    made: Tensor = F.interpolate(x.flatten(0, 1), mode=MODES[mode], **target)
+    return made.view(*x.shape[:2], *made.shape[1:])
+
+
+def _noisy(x: Tensor, params: Params, name: str) -> Tensor:
+    """Add a round's noise, Gaussian or Poisson, and clamp to [0, 1]."""
+    seed, grey = params[f"{name}_noise_seed"], params[f"{name}_grey"]
+    x = gaussian_noise(x, params[f"{name}_gaussian"], seed, grey)
+    return poisson_noise(x, params[f"{name}_poisson"], seed, grey).clamp(0, 1)
+
+
+def _coded(x: Tensor, quality: Tensor) -> Tensor:
+    """Send the samples whose quality is above 0 through JPEG; the others are clamped to [0, 1]."""
+    return replaced(quality > 0, x.clamp(0, 1), lambda some, members: _in_parts(jpeg, some, quality[members]))
+
+
+def _in_parts(apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor) -> Tensor:
+    """Apply a function to so many samples at once as a CPU's caches hold."""
+    samples = len(x) if x.is_cuda else max(1, _PIXELS_IN_CACHE * torch.get_num_threads() // x[0].numel())
+    return torch.cat([apply(*part) for part in zip(x.split(samples), params.split(samples), strict=True)])

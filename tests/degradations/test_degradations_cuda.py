@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, classical_params, sigma_align
 from bsr_plugins.degradations.blur import blur, blur_bicubic, separable_blur_bicubic
-from bsr_plugins.degradations.jpeg import jpeg
 from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
-from bsr_plugins.degradations.noise import gaussian_noise
 from bsr_plugins.degradations.resize import bicubic_resize
+from bsr_plugins.degradations.stages.jpeg import jpeg
+from bsr_plugins.degradations.stages.noise import gaussian_noise
 from tests.degradations.photographs import views
 
 pytestmark = [

@@ -12,10 +12,10 @@ import torch
 
 from bsr_plugins.archs import OracleEncoder
 from bsr_plugins.degradations import ClassicalDegradation, Params, build_degradation, classical_params
-from bsr_plugins.degradations.align8 import Align8Degradation
-from bsr_plugins.degradations.jpeg import jpeg
-from bsr_plugins.degradations.noise import gaussian_noise
+from bsr_plugins.degradations.protocols import Align8Degradation
+from bsr_plugins.degradations.stages.jpeg import jpeg
 from bsr_plugins.degradations.stages.motion_blur import MotionBlur
+from bsr_plugins.degradations.stages.noise import gaussian_noise
 from bsr_plugins.errors import BSRError, OptionError
 from tests.degradations import reference
 from tests.degradations.photographs import views

@@ -19,9 +19,9 @@ from basicsr.utils.img_process_util import filter2D
 from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
-from bsr_plugins.degradations.noise import gaussian_noise, poisson_noise
+from bsr_plugins.degradations.second_order import kernels_of
 from bsr_plugins.degradations.second_order_params import KERNELS
-from bsr_plugins.degradations.second_order_steps import kernels_of
+from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from tests.degradations.photographs import photograph, views
 
 GREY_LEVELS = 255
