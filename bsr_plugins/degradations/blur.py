@@ -36,9 +36,6 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
         x: Images, shape (B, …, H, W), H and W larger than the kernel's radius. Differentiable.
         kernels: Kernels, shape (B, k, k), k odd; kernel b blurs all of x[b].
 
-    Returns:
-        Tensor: Blurred images, shape of `x`.
-
     Raises:
         BSRError: The images are too small for the kernel.
     """
@@ -60,11 +57,8 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
     Args:
         x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
         kernels: Kernels, shape (B, k, k).
-        scale: Downsampling factor s.
+        scale: Downsampling factor s; images become (B, …, H/s, W/s).
         border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
-
-    Returns:
-        Tensor: Images, shape (B, …, H/s, W/s).
     """
     height, width = x.shape[-2:]
     _check_room(height, width, kernels.shape[-1] // 2)
@@ -86,11 +80,7 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
 def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str = "clamp") -> Tensor:
     """Blur with separable kernels, then downsample: equals `blur_bicubic` with the outer products of the profiles.
 
-    Args:
-        x: As there.
-        profiles: 1-D kernels, shape (B, k).
-        scale: As there.
-        border: As there.
+    The profiles, 1-D kernels, have the shape (B, k).
     """
     height, width = x.shape[-2:]
     _check_room(height, width, profiles.shape[-1] // 2)

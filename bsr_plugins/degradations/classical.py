@@ -54,7 +54,7 @@ class ClassicalDegradation(Degradation):
     """`lq = (gt ⊗ k) ↓s + n`, then JPEG, then rounding and clamping to 8 bits (Eq. 1 of the ReDSR paper).
 
     In this order: blur with reflected borders, MATLAB's bicubic, what changes the LR image (of the stages here noise,
-    then JPEG), 8 bits. Each stage is an option block with ranges and, if it likes, a `sampler`, e.g.
+    then JPEG), 8 bits. Each stage is an option block with ranges and perhaps a `sampler`, e.g.
     `blur_iso: {sigma: [0.2, 4.0], sampler: ads}`. There are as many as are registered in `STAGES`, from outside the
     package too; each class says what its block takes.
 
@@ -208,8 +208,7 @@ class ClassicalDegradation(Degradation):
         """Change the LR images by the other stages, then round to 8 bits."""
         for stage in known_stages().values():
             if issubclass(stage, LRStage):
-                change = partial(_change, stage, params)
-                lq = replaced(stage.applies(params), lq, change)
+                lq = replaced(stage.applies(params), lq, partial(_change, stage, params))
         if self.round_to_8bit:
             lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
         return lq
@@ -219,8 +218,7 @@ class ClassicalDegradation(Degradation):
 
         Args:
             name: The stage, one of `stages`.
-            values: Parameters, shape (N, parameters of the stage), or its measured ones alone: distances are then
-                averaged over the others (see `Stage.averaged_over`).
+            values: Its parameters, shape (N, P), or the measured ones alone: D is then averaged over the others.
             images: HR images in [0, 1], shape (M, 3, P, P), sides multiples of the scale.
 
         Returns:

@@ -74,6 +74,12 @@ def require(params: Params, name: str, fine: Tensor, expected: str) -> None:
         raise BSRError(f"degradation: the parameter {name} is {params[name][~fine][0].item()}, expected {expected}")
 
 
+def check_quality(params: Params, name: str) -> None:
+    """Check JPEG qualities; see `require`."""
+    fine = (params[name] == 0) | (params[name] >= 1) & (params[name] <= 100)
+    require(params, name, fine, "a number in [1, 100], or 0 for none")
+
+
 def replaced(chosen: Tensor, x: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Replace the chosen samples of a batch (bool, shape (B,), on the CPU); the others stay as they are, bit for bit.
 

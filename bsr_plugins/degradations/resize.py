@@ -102,10 +102,7 @@ def reflected_indices(indices: Tensor, size: int) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def bicubic_matrix(in_size: int, out_size: int, border: str = "clamp") -> Tensor:
-    """Return the matrix of MATLAB's bicubic resize of one axis, in float64 on the CPU, shape (out_size, in_size).
-
-    Rows sum to 1.
-    """
+    """Return the matrix of the resize of one axis, float64 on the CPU, shape (out_size, in_size); rows sum to 1."""
     stretch = max(in_size / out_size, 1.0)
     centres = (torch.arange(out_size, dtype=torch.float64) + 0.5) * (in_size / out_size) - 0.5
     taps = math.ceil(_CUBIC_SUPPORT * stretch) + 2
@@ -124,15 +121,9 @@ def _banded_bicubic(in_size: int, out_size: int, border: str, dtype: torch.dtype
 
 
 def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> Tensor:
-    """Resize images as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
+    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
 
-    Args:
-        x: Images, shape (…, H, W), any float type, any device. Differentiable.
-        size: Wanted (H, W).
-        border: `clamp` or `mirror` (MATLAB).
-
-    Returns:
-        Tensor: Images, shape (…, *size).
+    Any float type, any device, differentiable; see `border_indices` for the border.
     """
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
@@ -140,17 +131,10 @@ def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> T
 
 
 def blurred_rows(in_size: int, scale: int, taps: int, border: str, rows: slice) -> tuple[Tensor, int]:
-    """Return some rows of `W · R(e_t)`, for every tap t of a blur.
+    """Return some rows (LR pixels) of `W · R(e_t)`, for every tap t of a blur.
 
     The bicubic of a blurred axis is a matrix, `W · R(g)`, W the bicubic and R(g) the blur with reflected borders. It is
     linear in the taps of g: it is the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them.
-
-    Args:
-        in_size: Length of the HR axis, a multiple of `scale`, longer than the blur's radius.
-        scale: Downsampling factor s.
-        taps: Taps of the blur, odd.
-        border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
-        rows: Which LR pixels.
 
     Returns:
         tuple[Tensor, int]: float64, shape (taps, rows, width), and the HR pixel that its first column stands for; no

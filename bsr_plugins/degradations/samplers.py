@@ -122,12 +122,7 @@ class AdaptiveSampler(Sampler):
         return (self.grid,) if parameters == 1 else (_SURFACE_POINTS,) * parameters
 
     def fit(self, distances: Tensor, where: str = "ads") -> None:
-        """Take D at the grid points.
-
-        Args:
-            distances: Degraded distances at `nodes`, ≥ 0, in the shape that `grid_shape` gives for one or two
-                parameters.
-            where: What they belong to, for messages.
+        """Take D at the grid points `nodes`, in the shape that `grid_shape` gives for one or two parameters.
 
         Raises:
             BSRError: The distances are not finite, do not fit the grid, or hardly change from end to end.

@@ -118,14 +118,12 @@ class SecondOrderDegradation(Degradation):
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations, for a call in which these are the batch.
 
-        Returns:
-            Params: Columns of shape (B,), float64 but for counts and seeds (int64) and yes or no (bool). For a round,
-            here the first: `first_kernel` (an index into none, the six families and sinc), `first_taps`,
-            `first_lambda1`, `first_lambda2`, `first_theta` (radians), `first_beta`, `first_cutoff` (radians per pixel),
-            each 0 where the kernel has no such thing; `first_resize`, `first_mode` (an index into area, bilinear,
-            bicubic); `first_gaussian` (0 for none), `first_poisson` (0 for none), `first_grey`, `first_noise_seed`;
-            `first_quality` (0 for no JPEG, which is never drawn). For the rest: `final_kernel`, `final_taps`,
-            `final_cutoff`, `final_mode`, `final_jpeg_last`.
+        Columns have the shape (B,) and are float64, but for counts and seeds (int64) and yes or no (bool). Those of the
+        first round are `first_kernel` (an index into `KERNELS`), `first_taps`, `first_lambda1`, `first_lambda2`,
+        `first_theta` (radians), `first_beta`, `first_cutoff` (radians per pixel), each 0 where the kernel has no such
+        thing; `first_resize`, `first_mode` (an index into `MODES`); `first_gaussian`, `first_poisson` (0 for none),
+        `first_grey`, `first_noise_seed`; `first_quality` (0 for no JPEG). The last are `final_kernel`, `final_taps`,
+        `final_cutoff`, `final_mode`, `final_jpeg_last`.
         """
         draws = Draws(batch_size, self.per_sample, generator)
         rounds = draw_round("first", self.first, draws) | draw_round("second", self.second, draws)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.params import MAX_SEED, Params, require
+from bsr_plugins.degradations.params import MAX_SEED, Params, check_quality, require
 from bsr_plugins.degradations.second_order_options import (
     DIRECTIONS,
     FAMILIES,
@@ -38,7 +38,7 @@ _GENERALIZED = tuple(KERNELS.index(name) for name in ("generalized_iso", "genera
 _ANISOTROPIC = tuple(KERNELS.index(name) for name in ("aniso", "generalized_aniso", "plateau_aniso"))
 
 _LARGE_TAPS = 13  # sinc kernels with at least so many taps can hold lower frequencies
-_LOWEST_CUTOFF = {"small": math.pi / 3, "large": math.pi / 5}
+_LOWEST, _LOWEST_OF_LARGE = math.pi / 3, math.pi / 5  # cut-off
 _GAUSSIAN_BETA = 1.0
 
 
@@ -106,7 +106,7 @@ def draw_final(options: FinalOptions, draws: Draws) -> Params:
     """Draw the parameters of the last steps, under names that begin with `final_`."""
     filtered = draws.chance(options.sinc_prob)
     taps = draws.odd(options.kernel_size)
-    cutoff = draws.uniform(_LOWEST_CUTOFF["small"], math.pi)
+    cutoff = draws.uniform(_LOWEST, math.pi)
     return {
         "final_kernel": torch.where(filtered, SINC, NONE),
         "final_taps": taps.where(filtered, 0),
@@ -128,14 +128,12 @@ def check_params(params: Params) -> None:
         BSRError: One is out of range.
     """
     for name in ("first", "second", "final"):
-        kinds, taps, cutoff = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff"))
+        kinds, taps, cutoff, mode = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff", "mode"))
         known = is_among(kinds, (NONE, SINC) if name == "final" else range(len(KERNELS)))
         require(params, f"{name}_kernel", known, "the number of a kernel")
         require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
-        allowed = (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi)
-        require(params, f"{name}_cutoff", allowed, "a number in (0, π]")
-        modes = params[f"{name}_mode"]
-        require(params, f"{name}_mode", (modes >= 0) & (modes < len(MODES)), "the number of a mode")
+        require(params, f"{name}_cutoff", (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi), "a number in (0, π]")
+        require(params, f"{name}_mode", (mode >= 0) & (mode < len(MODES)), "the number of a mode")
     for name in ("first", "second"):
         unshaped = ~is_among(params[f"{name}_kernel"], GAUSSIAN + PLATEAU)
         for key in ("lambda1", "lambda2", "beta"):
@@ -143,9 +141,7 @@ def check_params(params: Params) -> None:
         require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
         for key in ("gaussian", "poisson"):
             require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
-        quality = params[f"{name}_quality"]
-        coded = (quality == 0) | (quality >= 1) & (quality <= 100)
-        require(params, f"{name}_quality", coded, "a number in [1, 100], or 0 for none")
+        check_quality(params, f"{name}_quality")
 
 
 def _draw_blur(options: BlurOptions, draws: Draws) -> Params:
@@ -158,7 +154,7 @@ def _draw_blur(options: BlurOptions, draws: Draws) -> Params:
     lambda1, lambda2 = draws.uniform(*options.sigma), draws.uniform(*options.sigma)
     betag, betap = (_draw_exponents(exponents, draws) for exponents in (options.betag, options.betap))
     beta = betag.where(is_among(kernel, _GENERALIZED), betap.where(is_among(kernel, PLATEAU), _GAUSSIAN_BETA))
-    lowest = torch.where(taps < _LARGE_TAPS, _LOWEST_CUTOFF["small"], _LOWEST_CUTOFF["large"])
+    lowest = torch.where(taps < _LARGE_TAPS, _LOWEST, _LOWEST_OF_LARGE)
     return {
         "kernel": kernel,
         "taps": taps.where(kernel != NONE, 0),

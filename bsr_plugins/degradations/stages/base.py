@@ -69,14 +69,7 @@ class Stage(ABC):
         return dict(zip(self.columns, values.unbind(1), strict=True))
 
     def averaged_over(self, values: Tensor) -> Tensor:
-        """Complete parameters by evenly spread places of those that are not measured.
-
-        Args:
-            values: Parameters, shape (N, P), the first ones or all.
-
-        Returns:
-            Tensor: Shape (R, N, parameters); a distance is the mean over the R.
-        """
+        """Complete the first parameters, shape (N, P), by R evenly spread places of the others: (R, N, parameters)."""
         rows, steps = values[None], (torch.arange(_PLACES, dtype=torch.float64) + 0.5) / _PLACES
         for low, high in self.ranges[values.shape[1] :]:
             places = (low + steps * (high - low)).tolist()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
-from bsr_plugins.degradations.params import GREY_LEVELS, Params, require
+from bsr_plugins.degradations.params import GREY_LEVELS, Params, check_quality
 from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _BLOCK = 8
@@ -62,9 +62,6 @@ _DCT_GAIN = 8  # coefficients come out in eighths
 _NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixels
 
 
-_QUALITIES = (1.0, 100.0)
-
-
 @STAGES.register("jpeg")
 class JPEG(LRStage):
     """Baseline JPEG: `jpeg: {quality: [30, 95]}`.
@@ -79,15 +76,12 @@ class JPEG(LRStage):
     order = 200
 
     def __init__(self, quality: Interval, sampler: Block = "uniform") -> None:
-        super().__init__(sampler, interval(quality, "quality", *_QUALITIES))
+        super().__init__(sampler, interval(quality, "quality", 1, 100))
 
     @classmethod
     def check(cls, params: Params) -> None:
         """See `Stage.check`."""
-        quality = params["jpeg_quality"]
-        low, high = _QUALITIES
-        fine = (quality == 0) | (quality >= low) & (quality <= high)
-        require(params, "jpeg_quality", fine, "a number in [1, 100], or 0 for none")
+        check_quality(params, "jpeg_quality")
 
     @classmethod
     def change(cls, lq: Tensor, params: Params) -> Tensor:
