@@ -39,14 +39,14 @@ class _Signature:
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         constructor: Any = getattr(owner, "__init__")  # noqa: B009 (mypy finds the plain form unsound)
-        own = list(inspect.signature(constructor).parameters.values())[1:]
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
-            return inspect.Signature(own)
+        taken = list(inspect.signature(constructor).parameters.values())[1:]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return inspect.Signature(taken)
         keys = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STAGES[name])
             for name, key in block_keys().items()
         ]
-        return inspect.Signature([*own[:-1], *keys])
+        return inspect.Signature([*taken[:-1], *keys])
 
 
 @DEGRADATIONS.register("ClassicalDegradation")

@@ -44,8 +44,7 @@ def classical_params(
         jpeg_quality: Qualities in [1, 100], whole or not; 0 means no JPEG.
 
     Returns:
-        Params: CPU tensors, float64 but for `noise_seed` (int64), shape (B,), B = 1 where all arguments are single
-        numbers.
+        Params: CPU tensors, shape (B,), float64 but for `noise_seed` (int64); B = 1 if all arguments are numbers.
     """
     written = {
         "lambda1": lambda1,

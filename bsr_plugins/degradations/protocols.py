@@ -24,22 +24,12 @@ _GAUSSIAN8 = {2: (0.80, 1.60), 3: (1.35, 2.40), 4: (1.80, 3.20)}
 _WIDTHS_TABLE2 = (1.0, 1.8, 2.6, 3.4)
 _WIDTHS_FIGURE4 = (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
 _ANISO9 = (
-    (2.0, 0.2, 0),
-    (2.0, 1.0, 10),
-    (3.5, 1.5, 30),
-    (3.5, 2.0, 45),
-    (3.5, 2.0, 90),
-    (4.0, 1.5, 120),
-    (4.0, 2.0, 135),
-    (4.0, 3.0, 165),
-    (4.0, 4.0, 180),
+    *[(2.0, 0.2, 0), (2.0, 1.0, 10), (3.5, 1.5, 30), (3.5, 2.0, 45), (3.5, 2.0, 90)],
+    *[(4.0, 1.5, 120), (4.0, 2.0, 135), (4.0, 3.0, 165), (4.0, 4.0, 180)],
 )
 _ANISO9_NOISES = (0, 10, 20)
 _ANISO_UNSEEN = ((0.5, 0.2), (1.4, 0.8), (2.3, 1.4), (3.2, 2.0), (4.1, 2.6), (5.0, 3.2))
-_SIX_ISO_SIGMA = 2.0
-_SIX_ANISO = (3.5, 2.0, 45)
-_SIX_NOISE = 10
-_SIX_QUALITY = 50
+_SIX_SIGMA, _SIX_ANISO, _SIX_NOISE, _SIX_QUALITY = 2.0, (3.5, 2.0, math.radians(45)), 10, 50
 _ALIGN8_STAGES = {"blur": 2.0, "noise": 20.0, "jpeg": 50.0}  # σ, level, quality
 
 
@@ -58,11 +48,7 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS: Registry[Callable[[int], Protocol]] = Registry("protocol")
-"""All protocols by their names in option files, each a function of the scale.
-
-The degradation is most often `ClassicalDegradation(scale)`: 21×21 kernels, MATLAB's bicubic with a clamped border, 8
-bits.
-"""
+"""All protocols by their names in option files, each a function of the scale."""
 
 
 def build_protocol(protocol: str, scale: int) -> Protocol:
@@ -94,9 +80,7 @@ def bicubic(scale: int) -> Protocol:
 
 @PROTOCOLS.register("gaussian8")
 def gaussian8(scale: int) -> Protocol:
-    """Blur by eight isotropic widths (ReDSR paper, Table 1).
-
-    They are, at ×4, σ = 1.8, 2.0 … 3.2, at ×3 1.35, 1.50 … 2.40, at ×2 eight even steps over 0.80–1.60.
+    """Blur by eight isotropic widths: ×4 1.8 … 3.2, ×3 1.35 … 2.40, ×2 0.80 … 1.60 (ReDSR paper, Table 1).
 
     Raises:
         OptionError: The scale is another.
@@ -137,15 +121,13 @@ def aniso_unseen(scale: int) -> Protocol:
 @PROTOCOLS.register("six")
 def six(scale: int) -> Protocol:
     """Degrade in six ways: AACL's abstract counts six kinds without naming them; these and their strengths are ours."""
-    lambda1, lambda2, degrees = _SIX_ANISO
-    kernel = (lambda1, lambda2, math.radians(degrees))
     settings = [
         Setting("bicubic", classical_params()),
-        Setting("iso", classical_params(_SIX_ISO_SIGMA)),
-        Setting("aniso", classical_params(*kernel)),
-        Setting("aniso_noise", classical_params(*kernel, noise_level=_SIX_NOISE)),
-        Setting("aniso_jpeg", classical_params(*kernel, jpeg_quality=_SIX_QUALITY)),
-        Setting("aniso_noise_jpeg", classical_params(*kernel, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
+        Setting("iso", classical_params(_SIX_SIGMA)),
+        Setting("aniso", classical_params(*_SIX_ANISO)),
+        Setting("aniso_noise", classical_params(*_SIX_ANISO, noise_level=_SIX_NOISE)),
+        Setting("aniso_jpeg", classical_params(*_SIX_ANISO, jpeg_quality=_SIX_QUALITY)),
+        Setting("aniso_noise_jpeg", classical_params(*_SIX_ANISO, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
     ]
     return Protocol(ClassicalDegradation(scale), settings)
 

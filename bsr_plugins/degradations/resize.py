@@ -33,19 +33,13 @@ class BandedMatrix:
 
     def apply_rows(self, x: Tensor) -> Tensor:
         """Multiply along the height: (…, in, W) -> (…, out, W)."""
-        pieces = [
-            block @ x[..., start : start + block.shape[-1], :]
-            for block, start in zip(self.blocks, self.starts, strict=True)
-        ]
-        return torch.cat(pieces, dim=-2)
+        parts = zip(self.blocks, self.starts, strict=True)
+        return torch.cat([block @ x[..., first : first + block.shape[-1], :] for block, first in parts], dim=-2)
 
     def apply_columns(self, x: Tensor) -> Tensor:
         """Multiply along the width: (…, H, in) -> (…, H, out)."""
-        pieces = [
-            x[..., start : start + block.shape[-1]] @ block.mT
-            for block, start in zip(self.blocks, self.starts, strict=True)
-        ]
-        return torch.cat(pieces, dim=-1)
+        parts = zip(self.blocks, self.starts, strict=True)
+        return torch.cat([x[..., first : first + block.shape[-1]] @ block.mT for block, first in parts], dim=-1)
 
 
 def row_slices(rows: int) -> list[slice]:

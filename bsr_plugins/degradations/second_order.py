@@ -16,7 +16,7 @@ from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
 from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, replaced
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import MODES, read_final, read_round
+from bsr_plugins.degradations.second_order_options import MODES, FinalOptions, read_round
 from bsr_plugins.degradations.second_order_params import (
     GAUSSIAN,
     NONE,
@@ -32,6 +32,7 @@ from bsr_plugins.degradations.stages.jpeg import jpeg
 from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
+from bsr_plugins.options.declared import read_block
 from bsr_plugins.precision import at_least_float32
 
 _BLURS = ("first", "second", "final")
@@ -88,7 +89,7 @@ class SecondOrderDegradation(Degradation):
         self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
         self.first = read_round("first", first)
         self.second = read_round("second", second)
-        self.final = read_final(final)
+        self.final = read_block(FinalOptions, {} if final is None else final, "final")
         self._names = tuple(self.sample(0, torch.Generator()))
 
     def smallest_side(self, params: Params | None = None) -> int:

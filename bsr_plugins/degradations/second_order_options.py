@@ -100,9 +100,7 @@ class Directions(Probabilities):
 
 
 FAMILIES, DIRECTIONS = tuple(Families.model_fields), tuple(Directions.model_fields)
-_FAMILIES = Families(
-    iso=0.45, aniso=0.25, generalized_iso=0.12, generalized_aniso=0.03, plateau_iso=0.12, plateau_aniso=0.03
-)
+_FAMILIES = Families(**dict(zip(FAMILIES, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True)))
 
 
 class BlurOptions(OptionBlock):
@@ -204,23 +202,14 @@ _ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def read_round(name: str, block: Mapping[str, Any] | None) -> RoundOptions:
-    """Read the block of the `first` or `second` round.
+    """Read the block of the `first` or `second` round; what it leaves out is as in the released training.
 
     Raises:
         OptionError: A key is unknown, or a value cannot be used.
     """
-    defaults = _ROUNDS[name]
-    if isinstance(block, Mapping):
-        given = {key: value for key, value in block.items() if value is not None}
+    whole: Any = {} if block is None else block
+    if isinstance(whole, Mapping):
+        defaults, given = _ROUNDS[name], {key: value for key, value in whole.items() if value is not None}
         merged = {k: {**defaults.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in given.items()}
-        return read_block(RoundOptions, {**defaults, **merged}, name)
-    return read_block(RoundOptions, defaults if block is None else block, name)
-
-
-def read_final(block: Mapping[str, Any] | None) -> FinalOptions:
-    """Read the block of the last steps.
-
-    Raises:
-        OptionError: A key is unknown, or a value cannot be used.
-    """
-    return read_block(FinalOptions, {} if block is None else block, "final")
+        whole = {**defaults, **merged}
+    return read_block(RoundOptions, whole, name)

@@ -44,17 +44,11 @@ _GAUSSIAN_BETA = 1.0
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws columns of parameters, shape (batch,).
-
-    Attributes:
-        batch: Samples.
-        per_sample: Whether what `shared=True` asks for is drawn for every sample, too, instead of once.
-        generator: A CPU generator.
-    """
+    """Draws columns of parameters, shape (batch,)."""
 
     batch: int
-    per_sample: bool
-    generator: torch.Generator
+    per_sample: bool  # whether what `shared=True` asks for is drawn for every sample, too, instead of once
+    generator: torch.Generator  # of the CPU
 
     def units(self, shared: bool = False) -> Tensor:
         """Draw from U[0, 1), float64."""

@@ -56,7 +56,7 @@ def draw(count: int = COUNT, seed: int = 3, **values: float) -> Params:
 
 
 def plain_kernel(params: Params, name: str) -> Tensor:
-    """Draw up the kernel of the one sample by BasicSR, float64, (1, 21, 21)."""
+    """Return the kernel of the one sample by BasicSR, float64, (1, 21, 21)."""
     kind, taps = KERNELS[int(params[f"{name}_kernel"])], int(params[f"{name}_taps"])
     if kind == "none":
         pulse = torch.zeros(1, 21, 21, dtype=torch.float64)

@@ -154,7 +154,7 @@ def test_what_is_drawn_once_a_batch() -> None:
     degradation, generator = SecondOrderDegradation(4), torch.Generator().manual_seed(1)
     batches = [degradation.sample(8, generator) for _ in range(600)]
     columns = {name: torch.stack([params[name] for params in batches]) for name in batches[0]}
-    # whether it is of one kind or another is shared, though the values are an image's own
+    # whether it is of one kind or another is shared, though the values differ from image to image
     for name in ROUNDS:
         columns[f"{name} is noisy by photons"] = columns[f"{name}_poisson"] > 0
         columns[f"{name} blurs"] = columns[f"{name}_kernel"] != 0
