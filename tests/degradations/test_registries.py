@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +26,6 @@ from bsr_plugins.degradations import (
     Protocol,
     Sampler,
     SecondOrderDegradation,
-    SeparableBlur,
     Setting,
     build_degradation,
     classical_params,
@@ -31,25 +33,9 @@ from bsr_plugins.degradations import (
     protocol_settings,
 )
 from bsr_plugins.degradations.params import require
-from bsr_plugins.degradations.samplers import Ranges, spread
 from bsr_plugins.errors import BSRError, OptionError
 from tests.degradations import reference
 from tests.degradations.photographs import crops, views
-
-
-class BoxBlur(SeparableBlur):
-    """The mean of a square, whose edge pixels have a part of the weight."""
-
-    columns = ("box_width",)
-
-    def __init__(self, taps: int, width: Any, sampler: Any = "uniform") -> None:
-        super().__init__(sampler, interval(width, "width", 0, taps))
-
-    @classmethod
-    def profiles(cls, params: Params, size: int) -> Tensor:
-        positions = torch.arange(size, dtype=torch.float64) - size // 2
-        weights = ((params["box_width"].clamp_min(1)[:, None] + 1) / 2 - positions.abs()).clamp(0, 1)
-        return weights / weights.sum(1, keepdim=True)
 
 
 class Darkening(LRStage):
@@ -79,9 +65,14 @@ def registries_as_they_were() -> Iterator[None]:
         registry.update(known)
 
 
+def example(name: str) -> dict[str, Any]:
+    """Run an example's file, which registers what it holds, and return its names."""
+    return runpy.run_path(str(Path(__file__).parent / "outside" / f"{name}.py"), run_name=name)
+
+
 @pytest.fixture
 def stages() -> None:
-    STAGES.register("box")(BoxBlur)
+    example("box_blur_stage")
     STAGES.register("dark")(Darkening)
 
 
@@ -136,7 +127,7 @@ def test_a_registered_stage_is_a_known_key() -> None:
     keys += ["blur_iso", "blur_aniso", "blur_motion", "blur_box", "noise", "dark", "jpeg"]
     signature = inspect.signature(ClassicalDegradation)
     assert list(signature.parameters) == keys
-    assert signature.parameters["blur_box"].annotation is BoxBlur
+    assert signature.parameters["blur_box"].annotation is STAGES["box"]
     with pytest.raises(OptionError, match=r"^degradation\.blur_bx: unknown key, expected .*; did you mean 'blur_box'"):
         build(blur_bx={"width": 3})
     with pytest.raises(OptionError, match=r"^blur_bx: unknown key, expected one of scale, .*; did you mean 'blur_box'"):
@@ -165,23 +156,16 @@ def test_signatures_of_subclasses_are_what_their_constructors_take() -> None:
 
 
 def test_a_registered_sampler_draws() -> None:
-    @SAMPLERS.register("beta")
-    class BetaSampler(Sampler):
-        def __init__(self, concentration: float = 2.0) -> None:
-            self.concentration = number(concentration, "concentration", 0.1, 10)
-
-        def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
-            draws = torch.rand(count, len(ranges), 2, generator=generator, dtype=torch.float64)
-            return spread(draws.pow(self.concentration).mean(-1), ranges)
-
-    degradation = build(noise={"level": [10, 20]}, sampler={"type": "beta", "concentration": 3})
+    example("middle_sampler")
+    degradation = build(noise={"level": [10, 20]}, sampler={"type": "middle", "draws": 3})
     levels = degradation.sample(2000, torch.Generator().manual_seed(0))["noise_level"]
     assert 10 <= float(levels.min()) < float(levels.max()) <= 20
-    assert float(levels.mean()) == pytest.approx(12.5, abs=0.2)
-    with pytest.raises(OptionError, match=r"^degradation\.noise\.sampler\.concentration: 0, expected a number in"):
-        build(noise={"level": 3, "sampler": {"type": "beta", "concentration": 0}})
-    with pytest.raises(OptionError, match=r"^degradation\.sampler\.type: unknown name 'betta', .*mean 'beta'\?$"):
-        build(noise={"level": 3}, sampler="betta")
+    assert float(levels.mean()) == pytest.approx(15, abs=0.2)
+    assert float(levels.std()) == pytest.approx(10 / math.sqrt(12 * 3), abs=0.1)
+    with pytest.raises(OptionError, match=r"^degradation\.noise\.sampler\.draws: 0, expected a whole number in"):
+        build(noise={"level": 3, "sampler": {"type": "middle", "draws": 0}})
+    with pytest.raises(OptionError, match=r"^degradation\.sampler\.type: unknown name 'midle', .*mean 'middle'\?$"):
+        build(noise={"level": 3}, sampler="midle")
 
 
 def test_a_registered_protocol_brings_what_applies_it() -> None:
