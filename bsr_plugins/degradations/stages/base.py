@@ -105,7 +105,8 @@ class LRStage(Stage):
     def change(cls, lq: Tensor, params: Params) -> Tensor:
         """Change LR images, shape (B, …, 3, h, w), float32 or float64, neither clamped nor rounded.
 
-        The parameters, on the CPU, are those of these samples, to all of which the stage `applies`.
+        The parameters, on the CPU, are those of these samples, to all of which the stage `applies`; what is random is
+        drawn for each sample by a CPU generator whose seed follows from its `noise_seed`.
         """
 
 
