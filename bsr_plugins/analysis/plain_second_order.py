@@ -93,7 +93,7 @@ def _blur_kernel(options: BlurOptions) -> NDArray[np.float64]:
         return _sinc_kernel(np.random.uniform(lowest, np.pi), taps)  # noqa: NPY002
     kernel = random_mixed_kernels(
         FAMILIES,
-        options.families,
+        options.families.weights,
         taps,
         options.sigma,
         options.sigma,
@@ -113,12 +113,12 @@ def _sinc_kernel(cutoff: float, taps: int) -> NDArray[np.float64]:
 def _round_options(options: RoundOptions, suffix: str) -> dict[str, Any]:
     """Return a round's options under BasicSR's names."""
     named = {
-        "resize_prob": options.resize.prob,
+        "resize_prob": options.resize.prob.weights,
         "resize_range": options.resize.scale,
         "gaussian_noise_prob": options.noise.gaussian_prob,
         "noise_range": options.noise.gaussian,
         "poisson_scale_range": options.noise.poisson,
         "gray_noise_prob": options.noise.grey_prob,
-        "jpeg_range": options.quality,
+        "jpeg_range": options.jpeg.quality,
     }
     return {name + suffix: value for name, value in named.items()}

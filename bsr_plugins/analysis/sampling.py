@@ -137,7 +137,7 @@ _LABELS = {
 
 
 def _plot_curve(axis: Any, curve: DistanceCurve) -> None:
-    title, label = _LABELS[curve.name]
+    title, label = _LABELS.get(curve.name, (curve.name, curve.stage.columns[0]))
     axis.set_title(title)
     axis.set_xlabel(label)
     axis.set_ylabel("D(θ) / grey levels")

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bsr_plugins.blocks import build_from_block
-from bsr_plugins.degradations.base import Degradation, Params
-from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
+from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
+from bsr_plugins.degradations.classical import ClassicalDegradation
 from bsr_plugins.degradations.distance import Alignment, degraded_distance, sigma_align
+from bsr_plugins.degradations.params import Params, classical_params
 from bsr_plugins.degradations.protocols import (
     PROTOCOLS,
+    Protocol,
     Setting,
+    build_protocol,
     protocol_degradation,
     protocol_settings,
     with_noise_seed,
 )
+from bsr_plugins.degradations.samplers import SAMPLERS, AdaptiveSampler, Sampler
 from bsr_plugins.degradations.second_order import SecondOrderDegradation
+from bsr_plugins.degradations.stages import STAGES, Blur, LRStage, SeparableBlur, Stage
 from bsr_plugins.errors import OptionError
 
 __all__ = [
     "DEGRADATIONS",
     "PROTOCOLS",
+    "SAMPLERS",
+    "STAGES",
+    "AdaptiveSampler",
     "Alignment",
+    "Blur",
     "ClassicalDegradation",
     "Degradation",
+    "LRStage",
     "Params",
+    "Protocol",
+    "Sampler",
     "SecondOrderDegradation",
+    "SeparableBlur",
     "Setting",
+    "Stage",
     "build_degradation",
+    "build_protocol",
     "classical_params",
     "degraded_distance",
     "protocol_degradation",
@@ -36,11 +51,6 @@ __all__ = [
     "sigma_align",
     "with_noise_seed",
 ]
-
-DEGRADATIONS: dict[str, Callable[..., Degradation]] = {
-    "ClassicalDegradation": ClassicalDegradation,
-    "SecondOrderDegradation": SecondOrderDegradation,
-}
 
 
 def build_degradation(block: Mapping[str, Any], scale: int | None = None, where: str = "degradation") -> Degradation:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bsr_plugins.degradations.params import Params
 from bsr_plugins.errors import BSRError
-
-Params = dict[str, Tensor]
-"""Drawn parameters: CPU tensors whose first dimension is the batch; they fix the result, can be logged and replayed."""
+from bsr_plugins.registration import Registry
 
 
 class Degradation(ABC):
-    """Turns HR images into LR ones. Drawing the parameters and applying them are two steps."""
+    """Turns HR images into LR ones. Drawing the parameters and applying them are two steps.
+
+    A class is registered under its name in option files, e.g. `@DEGRADATIONS.register("ClassicalDegradation")`. Its
+    constructor takes the other keys of the block, among them `scale`.
+    """
 
     scale: int
     kernel_size: int | None = None
@@ -30,9 +34,9 @@ class Degradation(ABC):
         raise BSRError(f"{type(self).__name__}: has no single blur kernel, expected a degradation that has one")
 
     @property
-    @abstractmethod
     def needs_calibration(self) -> bool:
-        """Whether `calibrate` or `load_calibration` must be called before `sample`."""
+        """Whether `calibrate` or `load_calibration` must be called before `sample`; by default nothing is measured."""
+        return False
 
     @abstractmethod
     def smallest_side(self, params: Params | None = None) -> int:
@@ -43,16 +47,24 @@ class Degradation(ABC):
         """Draw the parameters of `batch_size` degradations from a CPU generator."""
 
     def target(self, gt: Tensor) -> Tensor:
-        """Return what is to be degraded, and reproduced from the degraded images: here the images themselves.
-
-        Args:
-            gt: HR images, shape (B, …, C, H, W) in [0, 1].
-        """
+        """Return what is to be degraded and reproduced, of HR images (B, …, 3, H, W): by default these themselves."""
         return gt
 
     @abstractmethod
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images, shape (B, …, C, H, W) in [0, 1], to (B, …, C, H/s, W/s)."""
+        """Degrade images.
+
+        Args:
+            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
+                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
+            params: Parameters as `sample` gives them, for B samples, on the CPU.
+
+        Returns:
+            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`.
+
+        Raises:
+            BSRError: Shapes do not fit, images are too small for the kernels, or a parameter is out of range.
+        """
 
     def check_images(self, gt: Tensor) -> None:
         """Check that images are RGB, shape (B, …, 3, H, W), with sides that are multiples of the scale.
@@ -68,18 +80,30 @@ class Degradation(ABC):
                 f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
             )
 
+    def check_columns(self, params: Params, names: Iterable[str], count: int) -> None:
+        """Check that parameters are there, for `count` samples.
+
+        Raises:
+            BSRError: One is missing, or given for another number of samples.
+        """
+        for name in names:
+            if name not in params or len(params[name]) != count:
+                raise BSRError(f"degradation: the parameter {name} is missing or not given for {count} samples")
+
     @abstractmethod
     def clean(self, gt: Tensor) -> Tensor:
         """Only downsample images: the LR from which degraded distances are measured."""
 
-    @abstractmethod
-    def calibrate(self, images: Tensor) -> None:
+    def calibrate(self, images: Tensor) -> None:  # noqa: B027 (nothing to do by default)
         """Measure on HR images, shape (N, 3, P, P) in [0, 1], what adaptive samplers have to know."""
 
-    @abstractmethod
     def calibration(self) -> dict[str, Any]:
         """Return what `calibrate` found, as plain numbers, lists and dicts."""
+        return {}
 
-    @abstractmethod
-    def load_calibration(self, state: dict[str, Any]) -> None:
+    def load_calibration(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Take what `calibration` returned, instead of measuring."""
+
+
+DEGRADATIONS: Registry[Callable[..., Degradation]] = Registry("degradation")
+"""All degradations by their names in option files."""

@@ -1,7 +1,7 @@
 """Blur with reflected borders, and blur with bicubic downsampling as one linear map.
 
 All ways below are exact, borders included (float rounding aside), and far cheaper than a convolution with the kernel
-followed by a gather; `tools/bench_degradations.py` measures them against that.
+followed by a gather.
 
 * A separable kernel g gᵀ and the bicubic are both separable, so together they are `A_y X A_xᵀ` with one banded matrix
   per axis: `A = W · R(g)`, W the bicubic, R(g) the blur with reflected borders.
@@ -22,10 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.banded import BandedMatrix, row_slices
-from bsr_plugins.degradations.blurred_bicubic import blurred_rows
 from bsr_plugins.degradations.fused import fused_blur_bicubic, worth_fusing
-from bsr_plugins.degradations.resize import bicubic_resize
+from bsr_plugins.degradations.resize import BandedMatrix, bicubic_resize, blurred_rows, row_slices
 from bsr_plugins.errors import BSRError
 
 _PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out of the cache (2 to 3 times slower)
@@ -37,9 +35,6 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
     Args:
         x: Images, shape (B, …, H, W), H and W larger than the kernel's radius. Differentiable.
         kernels: Kernels, shape (B, k, k), k odd; kernel b blurs all of x[b].
-
-    Returns:
-        Tensor: Blurred images, shape of `x`.
 
     Raises:
         BSRError: The images are too small for the kernel.
@@ -62,11 +57,8 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
     Args:
         x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
         kernels: Kernels, shape (B, k, k).
-        scale: Downsampling factor s.
+        scale: Downsampling factor s; images become (B, …, H/s, W/s).
         border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
-
-    Returns:
-        Tensor: Images, shape (B, …, H/s, W/s).
     """
     height, width = x.shape[-2:]
     _check_room(height, width, kernels.shape[-1] // 2)
@@ -88,14 +80,7 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
 def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str = "clamp") -> Tensor:
     """Blur with separable kernels, then downsample: equals `blur_bicubic` with the outer products of the profiles.
 
-    Args:
-        x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
-        profiles: 1-D kernels, shape (B, k).
-        scale: Downsampling factor s.
-        border: Border of the bicubic, `clamp` or `mirror`.
-
-    Returns:
-        Tensor: Images, shape (B, …, H/s, W/s).
+    The profiles, 1-D kernels, have the shape (B, k).
     """
     height, width = x.shape[-2:]
     _check_room(height, width, profiles.shape[-1] // 2)

@@ -1,71 +1,62 @@
-"""The classical degradation, Eq. 1 of the ReDSR paper, with JPEG as the last stage."""
+"""The classical degradation, Eq. 1 of the ReDSR paper, and what else is registered as a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bsr_plugins.blocks import boolean, integer
-from bsr_plugins.degradations.base import Degradation, Params
-from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
+from bsr_plugins.blocks import boolean, call_with, integer
+from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
 from bsr_plugins.degradations.distance import degraded_distance
-from bsr_plugins.degradations.jpeg import jpeg as jpeg_coding
-from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
-from bsr_plugins.degradations.noise import GREY_LEVELS, gaussian_noise
+from bsr_plugins.degradations.params import (
+    GREY_LEVELS,
+    MAX_SEED,
+    SEED,
+    Params,
+    by_group,
+    classical_params,
+    replaced,
+    select,
+)
 from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
-from bsr_plugins.degradations.stages import STAGES, Block, build_stage, parse_types
-from bsr_plugins.errors import BSRError, OptionError, unknown_name
+from bsr_plugins.degradations.stages.base import STAGES, Block, Blur, LRStage, Stage, block_keys, known_stages
+from bsr_plugins.errors import BSRError, OptionError, unknown_key, unknown_name
 from bsr_plugins.precision import at_least_float32
 
-_NAMES = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", "noise_seed")
-_MAX_SEED = (1 << 63) - 1
-_ANGLES = 4  # an anisotropic kernel's distance is averaged over this many angles
+CLEAN = "bicubic"  # the type without any stage
+_TYPE = "type"
 _MEASURING_SEED = 0
 
 
-def classical_params(
-    lambda1: float | Sequence[float] = 0.0,
-    lambda2: float | Sequence[float] | None = None,
-    theta: float | Sequence[float] = 0.0,
-    noise_level: float | Sequence[float] = 0.0,
-    noise_seed: int | Sequence[int] = 0,
-    jpeg_quality: float | Sequence[float] = 0.0,
-) -> Params:
-    """Write down the parameters of classical degradations, instead of drawing them.
+class _Signature:
+    """The signature of a class whose constructor takes `**stages`: a key for every stage that is registered by now."""
 
-    Args:
-        lambda1: Widths (standard deviations in HR pixels) along the kernel's first axis, ≥ 0; 0 means no blur.
-        lambda2: Widths along the second axis; left out, the kernels are isotropic.
-        theta: Angles of the first axis, in radians.
-        noise_level: Noise levels on the 0–255 scale, ≥ 0; 0 means none.
-        noise_seed: Seeds of the noise fields in [0, 2^63).
-        jpeg_quality: Qualities in [1, 100], whole or not; 0 means no JPEG.
-
-    Returns:
-        Params: CPU tensors, float64 but for `noise_seed` (int64), shape (B,), B = 1 where all arguments are single
-        numbers.
-    """
-    reals = [lambda1, lambda1 if lambda2 is None else lambda2, theta, noise_level, jpeg_quality]
-    columns = [torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in reals]
-    columns.append(torch.as_tensor(noise_seed, dtype=torch.int64).reshape(-1))
-    return dict(zip(_NAMES, (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        constructor: Any = getattr(owner, "__init__")  # noqa: B009 (mypy finds the plain form unsound)
+        taken = list(inspect.signature(constructor).parameters.values())[1:]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return inspect.Signature(taken)
+        keys = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STAGES[name])
+            for name, key in block_keys().items()
+        ]
+        return inspect.Signature([*taken[:-1], *keys])
 
 
+@DEGRADATIONS.register("ClassicalDegradation")
 class ClassicalDegradation(Degradation):
     """`lq = (gt ⊗ k) ↓s + n`, then JPEG, then rounding and clamping to 8 bits (Eq. 1 of the ReDSR paper).
 
-    In this order: blur with reflected borders, MATLAB's bicubic, Gaussian noise on the LR image, JPEG, 8 bits. Each
-    stage is an option block with ranges and, if it likes, a `sampler` of its own:
-
-    * `blur_iso: {sigma: [0.2, 4.0]}`: isotropic Gaussian kernels, σ = 0 meaning no blur;
-    * `blur_aniso: {sigma: [0.2, 4.0], theta: [0, 180]}`: anisotropic ones, λ1 and λ2 (standard deviations) both from
-      `sigma`, θ in degrees;
-    * `noise: {level: [0, 25]}`: on the 0–255 scale, drawn once per pixel and channel;
-    * `jpeg: {quality: [30, 95]}`: any number in the range, not only whole ones, so that a sampler can be even.
+    In this order: blur with reflected borders, MATLAB's bicubic, what changes the LR image (of the stages here noise,
+    then JPEG), 8 bits. Each stage is an option block with ranges and perhaps a `sampler`, e.g.
+    `blur_iso: {sigma: [0.2, 4.0], sampler: ads}`. There are as many as are registered in `STAGES`, from outside the
+    package too; each class says what its block takes.
 
     Args:
         scale: Downsampling factor s.
@@ -73,17 +64,16 @@ class ClassicalDegradation(Degradation):
         border: Border of the bicubic: `clamp` (the released blind-SR codes) or `mirror` (MATLAB).
         round_to_8bit: Round and clamp the LR image to 8 bits. Without it, and without JPEG, the result is
             differentiable in `gt`.
-        blur_iso: Isotropic blur, see above.
-        blur_aniso: Anisotropic blur, see above.
-        noise: Noise, see above.
-        jpeg: JPEG, see above.
-        types: Degradation types to draw from with equal weight, e.g. `[bicubic, iso, aniso+noise]`. Without it there is
-            one type with all the stages that are described.
-        sampler: `uniform`, `ads` or `{type: power, gamma: γ}`, for every stage that names none.
+        types: Degradation types to draw from with equal weight, each a set of stages, e.g. `[bicubic, iso,
+            aniso+noise]`. Without it there is one type with all the stages that are described.
+        sampler: `uniform`, `ads`, `{type: power, gamma: γ}` or another of `SAMPLERS`, for every stage that names none.
+        **stages: The stages' blocks: the stage's name, for blurs with `blur_` in front.
 
     Raises:
         OptionError: A value is out of range, or a name or key unknown.
     """
+
+    __signature__ = _Signature()
 
     def __init__(
         self,
@@ -91,27 +81,32 @@ class ClassicalDegradation(Degradation):
         kernel_size: int = 21,
         border: str = "clamp",
         round_to_8bit: bool = True,
-        blur_iso: Mapping[str, Any] | None = None,
-        blur_aniso: Mapping[str, Any] | None = None,
-        noise: Mapping[str, Any] | None = None,
-        jpeg: Mapping[str, Any] | None = None,
         types: Sequence[str] | None = None,
         sampler: Block = "uniform",
+        **stages: Mapping[str, Any] | None,
     ) -> None:
-        self.scale = integer(scale, "degradation.scale", 1)
-        self.kernel_size: int = integer(kernel_size, "degradation.kernel_size", 1)
+        self.scale = integer(scale, "scale", 1)
+        self.kernel_size: int = integer(kernel_size, "kernel_size", 1)
         if kernel_size % 2 == 0:
-            raise OptionError(f"degradation.kernel_size: {kernel_size!r}, expected an odd number")
+            raise OptionError(f"kernel_size: {kernel_size!r}, expected an odd number")
         if border not in BORDERS:
-            raise unknown_name("degradation.border", border, BORDERS)
+            raise unknown_name("border", border, BORDERS)
         self.border = border
-        self.round_to_8bit = boolean(round_to_8bit, "degradation.round_to_8bit")
-        build_sampler(sampler, "degradation.sampler")  # so that a mistake in it is not put down to the first stage
-        blocks = dict(zip(STAGES, (blur_iso, blur_aniso, noise, jpeg), strict=True))
-        stages = {name: build_stage(name, block, self.kernel_size, sampler) for name, block in blocks.items()}
-        self.types = parse_types(types, stages)
+        self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
+        build_sampler(sampler, "sampler")  # so that a mistake in it is not put down to the first stage
+        described: dict[str, Stage] = {}
+        for name, key in block_keys().items():
+            if (block := stages.pop(key, None)) is not None:
+                described[name] = call_with(self._stage_builder(STAGES[name], sampler), block, key)
+        if stages:
+            raise unknown_key(next(iter(stages)), inspect.signature(type(self)).parameters)
+        self.types = _parse_types(types, described)
         used = frozenset[str]().union(*self.types)
-        self.stages = {name: stage for name, stage in stages.items() if stage is not None and name in used}
+        self.stages: dict[str, Stage] = {name: stage for name, stage in described.items() if name in used}
+
+    def _stage_builder(self, stage: type[Stage], sampler: Block) -> Callable[..., Stage]:
+        given = (self.kernel_size,) if issubclass(stage, Blur) else ()
+        return partial(stage, *given, sampler=sampler)  # type: ignore[misc]
 
     @property
     def needs_calibration(self) -> bool:
@@ -120,176 +115,150 @@ class ClassicalDegradation(Degradation):
 
     def smallest_side(self, params: Params | None = None) -> int:
         """Return the shortest side of images, in HR pixels: blur reflects the border within the kernel's radius."""
-        blurs = bool({"iso", "aniso"} & self.stages.keys() if params is None else (params["lambda1"] > 0).any())
+        if params is None:
+            blurs = any(isinstance(stage, Blur) for stage in self.stages.values())
+        else:
+            blurs = any(self._blurs(self._checked(params, len(params[SEED]))))
         return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw the parameters of `batch_size` degradations.
+        """Draw the parameters of `batch_size` degradations from a CPU generator.
 
-        Returns:
-            Params: As `classical_params` makes them, and `type`, the index into `types`, int64, shape (B,).
+        They are those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`.
         """
         kind = torch.randint(len(self.types), (batch_size,), generator=generator)
-        drawn = {name: stage.sampler.draw(stage.ranges, batch_size, generator) for name, stage in self.stages.items()}
-        seeds = torch.randint(_MAX_SEED, (batch_size,), generator=generator)
-        params = classical_params(lambda1=[0.0] * batch_size)
-        params["noise_seed"] = seeds
-        for name, values in drawn.items():
+        params = classical_params([0.0] * batch_size)
+        for name, stage in self.stages.items():
             chosen = torch.tensor([name in stages for stages in self.types])[kind]
-            for key, column in self._columns(name, values).items():
-                params[key] = torch.where(chosen, column, params[key])
-        return {"type": kind, **params}
-
-    @staticmethod
-    def _columns(name: str, values: Tensor) -> Params:
-        """Sort a stage's drawn values, shape (B, parameters), under the names of `classical_params`."""
-        if name == "iso":
-            return {"lambda1": values[:, 0], "lambda2": values[:, 0]}
-        if name == "aniso":
-            return {"lambda1": values[:, 0], "lambda2": values[:, 1], "theta": values[:, 2]}
-        if name == "noise":
-            return {"noise_level": values[:, 0]}
-        return {"jpeg_quality": values[:, 0]}
+            drawn = stage.as_params(stage.sampler.draw(stage.ranges, batch_size, generator))
+            for key, column in drawn.items():
+                params[key] = torch.where(chosen, column, params.get(key, torch.zeros_like(column)))
+        params[SEED] = torch.randint(MAX_SEED, (batch_size,), generator=generator)
+        return {_TYPE: kind, **params}
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images.
+        """Degrade images (see `Degradation`) by parameters as `sample` or `classical_params` give them.
 
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
-                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
-            params: Parameters as `sample` or `classical_params` give them, for B samples, on the CPU.
-
-        Returns:
-            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`.
-
-        Raises:
-            BSRError: Shapes do not fit, or a parameter is out of range.
+        Stages whose columns are absent are off.
         """
-        self._check(gt, params)
+        self.check_images(gt)
+        params = self._checked(params, gt.shape[0])
         x = at_least_float32(gt)
         with torch.autocast(gt.device.type, enabled=False):
             return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
 
+    def clean(self, gt: Tensor) -> Tensor:
+        """Return the clean LR images: bicubic downsampling alone (and 8 bits, if asked for)."""
+        return self(gt, classical_params([0.0] * gt.shape[0]))
+
+    def kernels(self, params: Params) -> Tensor:
+        """Return the blur kernels (see `Degradation.kernels`); a unit impulse where there is no blur."""
+        return self._kernels(self._checked(params, len(params[SEED]))).float()
+
+    def _checked(self, params: Params, count: int) -> Params:
+        """Check the parameters of `count` samples; return them with the columns of stages that are off by absence."""
+        stages, needed, off = known_stages().values(), classical_params(), torch.zeros(count, dtype=torch.float64)
+        whole = dict(params)
+        for stage in stages:
+            if not any(name in params or name in needed for name in stage.columns):
+                whole |= dict.fromkeys(stage.columns, off)
+        columns = dict.fromkeys([*needed, *(name for stage in stages for name in stage.columns)])
+        self.check_columns(whole, columns, count)
+        for name in params:
+            if name not in columns and name != _TYPE:
+                raise unknown_name("degradation: among the parameters", name, columns)
+        for stage in stages:
+            stage.check(whole)
+        return whole
+
+    @staticmethod
+    def _blurs(params: Params) -> list[type[Blur] | None]:
+        """Find the blur of every sample."""
+        found: list[type[Blur] | None] = [None] * len(params[SEED])
+        for stage in (stage for stage in known_stages().values() if issubclass(stage, Blur)):
+            for index in stage.applies(params).nonzero().flatten().tolist():
+                if found[index] is not None:
+                    raise BSRError(f"degradation: sample {index} has parameters of two blurs, expected one at most")
+                found[index] = stage
+        return found
+
+    def _kernels(self, params: Params) -> Tensor:
+        """Return the blur kernels in float64."""
+        blurs, size = self._blurs(params), self.kernel_size
+        kernels = torch.zeros(len(blurs), size, size, dtype=torch.float64)
+        kernels[:, size // 2, size // 2] = 1
+        for stage in dict.fromkeys(blurs):
+            if stage is not None:
+                members = torch.tensor([blur is stage for blur in blurs])
+                kernels[members] = stage.kernels(select(params, members), size)
+        return kernels
+
+    def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
+        """Take each sample's way: the bicubic alone, or that of its blur."""
+        size = (x.shape[-2] // self.scale, x.shape[-1] // self.scale)
+
+        def apply(stage: type[Blur] | None, x: Tensor, params: Params) -> Tensor:
+            if stage is None:
+                return bicubic_resize(x, size, self.border)
+            return stage.blur_bicubic(x, params, self.kernel_size, self.scale, self.border)
+
+        return by_group(x, params, self._blurs(params), size, apply)
+
     def _corrupt(self, lq: Tensor, params: Params) -> Tensor:
-        """Add what comes after downsampling: noise, JPEG, 8 bits."""
-        lq = gaussian_noise(lq, params["noise_level"], params["noise_seed"])
-        coded = params["jpeg_quality"] > 0
-        if bool(coded.any()):
-            chosen = coded.nonzero().flatten().to(lq.device)
-            lq = lq.index_copy(0, chosen, jpeg_coding(lq[chosen], params["jpeg_quality"][coded]))
+        """Change the LR images by the other stages, then round to 8 bits."""
+        for stage in known_stages().values():
+            if issubclass(stage, LRStage):
+                lq = replaced(stage.applies(params), lq, partial(_change, stage, params))
         if self.round_to_8bit:
             lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
         return lq
-
-    def kernels(self, params: Params) -> Tensor:
-        """Return the blur kernels, shape (B, kernel_size, kernel_size), float32; a unit impulse where there is no blur.
-
-        See `gaussian_kernels`.
-        """
-        profiles = gaussian_profiles(params["lambda1"], self.kernel_size)
-        isotropic = profiles[:, :, None] * profiles[:, None, :]
-        equal = (params["lambda1"] == params["lambda2"])[:, None, None]
-        lambda1, lambda2 = (torch.where(params["lambda1"] > 0, params[name], 1.0) for name in ("lambda1", "lambda2"))
-        any_shape = gaussian_kernels(lambda1, lambda2, params["theta"], self.kernel_size)
-        return torch.where(equal, isotropic, any_shape).float()
-
-    def clean(self, gt: Tensor) -> Tensor:
-        """Return the clean LR images: bicubic downsampling alone (and 8 bits, if asked for)."""
-        return self(gt, classical_params(lambda1=[0.0] * gt.shape[0]))
-
-    def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
-        """Take the cheapest exact way for each sample: unblurred, isotropic or any other."""
-        widths = zip(params["lambda1"].tolist(), params["lambda2"].tolist(), strict=True)
-        ways = [
-            self._downsample if a == 0 else self._blur_separably if a == b else self._blur_freely for a, b in widths
-        ]
-        if len(set(ways)) == 1:  # all go one way: spare the copies
-            return ways[0](x, params)
-        lq = x.new_empty(*x.shape[:-2], x.shape[-2] // self.scale, x.shape[-1] // self.scale)
-        for way in dict.fromkeys(ways):
-            members = torch.tensor([index for index, other in enumerate(ways) if other == way])
-            chosen = members.to(x.device)
-            lq = lq.index_copy(0, chosen, way(x[chosen], {name: value[members] for name, value in params.items()}))
-        return lq
-
-    def _downsample(self, x: Tensor, params: Params) -> Tensor:  # noqa: ARG002 (called like its neighbours)
-        return bicubic_resize(x, (x.shape[-2] // self.scale, x.shape[-1] // self.scale), self.border)
-
-    def _blur_separably(self, x: Tensor, params: Params) -> Tensor:
-        profiles = gaussian_profiles(params["lambda1"], self.kernel_size).to(x)
-        return separable_blur_bicubic(x, profiles, self.scale, self.border)
-
-    def _blur_freely(self, x: Tensor, params: Params) -> Tensor:
-        kernels = gaussian_kernels(params["lambda1"], params["lambda2"], params["theta"], self.kernel_size).to(x)
-        return blur_bicubic(x, kernels, self.scale, self.border)
-
-    def _check(self, gt: Tensor, params: Params) -> None:
-        self.check_images(gt)
-        for name in _NAMES:
-            if name not in params or len(params[name]) != gt.shape[0]:
-                raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
-        widths = zip(params["lambda1"].tolist(), params["lambda2"].tolist(), strict=True)
-        if not all(a >= 0 and b >= 0 and (a == 0) == (b == 0) for a, b in widths):
-            raise BSRError("degradation: expected widths λ1 and λ2 above 0, or both 0 for no blur")
-        if not all(level >= 0 for level in params["noise_level"].tolist()):
-            raise BSRError("degradation: expected noise levels of at least 0")
-        if not all(quality == 0 or 1 <= quality <= 100 for quality in params["jpeg_quality"].tolist()):
-            raise BSRError("degradation: expected JPEG qualities in [1, 100], or 0 for none")
 
     def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
         """Measure the degraded distance D(θ) of a single stage.
 
         Args:
-            name: The stage: `iso`, `aniso`, `noise` or `jpeg`.
-            values: Parameters, shape (N, parameters of the stage); a row of two widths without an angle is averaged
-                over angles of the stage's range.
+            name: The stage, one of `stages`.
+            values: Its parameters, shape (N, P), or the measured ones alone: D is then averaged over the others.
             images: HR images in [0, 1], shape (M, 3, P, P), sides multiples of the scale.
 
         Returns:
             Tensor: Mean RMSE over the images between the degraded and the clean LR image, in grey levels, shape (N,).
         """
-        if name == "aniso" and values.shape[1] == 2:
-            low, high = self.stages["aniso"].ranges[2]
-            steps = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) / _ANGLES
-            turned = [
-                torch.cat([values, torch.full_like(values[:, :1], angle)], 1) for angle in low + steps * (high - low)
-            ]
-            return torch.stack([self.measure(name, rows, images) for rows in turned]).mean(0)
-        sharp = classical_params()
-        self._check(images[None], sharp)
+        stage = self.stages[name]
+        self.check_images(images)
+        sharp = self._checked({**classical_params(), SEED: torch.tensor([_MEASURING_SEED])}, 1)
         downsampled = self._blur_and_downsample(images[None], sharp)
         clean = self._corrupt(downsampled, sharp)
+        rows = stage.averaged_over(values)
         distances = []
-        for row in values:
-            params = {**sharp, **self._columns(name, row[None]), "noise_seed": torch.tensor([_MEASURING_SEED])}
-            blurred = self._blur_and_downsample(images[None], params) if name in ("iso", "aniso") else downsampled
+        for row in rows.flatten(0, 1):
+            params = {**sharp, **stage.as_params(row[None])}
+            blurred = self._blur_and_downsample(images[None], params) if isinstance(stage, Blur) else downsampled
             distances.append(degraded_distance(self._corrupt(blurred, params), clean).mean())
-        return torch.stack(distances)
+        return torch.stack(distances).view(rows.shape[:2]).mean(0)
 
     def calibrate(self, images: Tensor) -> None:
-        """Fit every `ads` sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
+        """Fit every adaptive sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
         with torch.no_grad():
-            for name, stage in self.stages.items():
-                if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.needs_calibration:
-                    nodes = stage.sampler.nodes(stage.ranges[: stage.measured])
-                    distances = self.measure(name, nodes, images)
-                    grid = stage.sampler.grid_shape(stage.measured)
-                    stage.sampler.fit(distances.view(grid), f"calibration of {name}")
+            for name, stage, sampler in self._adaptive():
+                if sampler.needs_calibration:
+                    distances = self.measure(name, sampler.nodes(stage.measured_ranges), images)
+                    sampler.fit(distances.view(sampler.grid_shape(stage.measured)), f"calibration of {name}")
 
     def calibration(self) -> dict[str, Any]:
-        """Return what the `ads` samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
+        """Return what adaptive samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
         return {
             name: {
-                "ranges": [list(ends) for ends in stage.ranges[: stage.measured]],
-                "settings": self._measuring_settings(name),
-                "distances": stage.sampler.distances.tolist(),
+                "ranges": [list(ends) for ends in stage.measured_ranges],
+                "settings": self._measuring_settings(stage),
+                "distances": sampler.distances.tolist(),
             }
-            for name, stage in self.stages.items()
-            if isinstance(stage.sampler, AdaptiveSampler) and stage.sampler.distances is not None
+            for name, stage, sampler in self._adaptive()
+            if sampler.distances is not None
         }
 
     def load_calibration(self, state: dict[str, Any]) -> None:
-        """Fit the `ads` samplers with what `calibration` returned.
+        """Fit the adaptive samplers with what `calibration` returned.
 
         Raises:
             BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges or under other
@@ -297,37 +266,66 @@ class ClassicalDegradation(Degradation):
         """
         if not isinstance(state, Mapping):
             raise BSRError(f"calibration: {state!r}, expected a block per stage")
-        for name, stage in self.stages.items():
-            if isinstance(stage.sampler, AdaptiveSampler):
-                where = f"calibration of {name}"
-                ranges = [list(ends) for ends in stage.ranges[: stage.measured]]
-                saved = state.get(name, {})
-                if not isinstance(saved, Mapping) or saved.get("ranges") != ranges:
-                    found = saved.get("ranges") if isinstance(saved, Mapping) else saved
-                    raise BSRError(f"{where}: found the ranges {found}, expected {ranges}")
-                self._check_settings(saved.get("settings", {}), name, where)
-                stage.sampler.fit(_distances(saved.get("distances", []), where), where)
+        for name, stage, sampler in self._adaptive():
+            where = f"calibration of {name}"
+            ranges = [list(ends) for ends in stage.measured_ranges]
+            saved = state.get(name, {})
+            found = saved.get("ranges") if isinstance(saved, Mapping) else saved
+            if found != ranges:
+                raise BSRError(f"{where}: found the ranges {found}, expected {ranges}")
+            settings = saved.get("settings", {})
+            if not isinstance(settings, Mapping):
+                raise BSRError(f"{where}: found the settings {settings!r}, expected a block")
+            for key, value in self._measuring_settings(stage).items():
+                if settings.get(key, value) != value:
+                    raise BSRError(f"{where}: measured with {key} {settings[key]!r}, expected {value!r}")
+            try:
+                distances = torch.tensor(saved.get("distances", []), dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise BSRError(f"{where}: found distances that are no numbers, expected a grid of numbers") from error
+            sampler.fit(distances, where)
 
-    def _measuring_settings(self, name: str) -> dict[str, Any]:
-        """Return what a stage's distances depend on besides its ranges, JSON-ready."""
+    def _adaptive(self) -> list[tuple[str, Stage, AdaptiveSampler]]:
+        """Return the stages whose samplers measure distances."""
+        stages = self.stages.items()
+        return [(name, stage, stage.sampler) for name, stage in stages if isinstance(stage.sampler, AdaptiveSampler)]
+
+    def _measuring_settings(self, stage: Stage) -> dict[str, Any]:
+        """Return what a stage's distances depend on beside its measured ranges, JSON-ready."""
         settings: dict[str, Any] = {"scale": self.scale, "border": self.border, "round_to_8bit": self.round_to_8bit}
-        if name in ("iso", "aniso"):
+        if isinstance(stage, Blur):
             settings["kernel_size"] = self.kernel_size
-        if name == "aniso":
-            settings["theta"] = list(self.stages[name].ranges[2])
-        return settings
-
-    def _check_settings(self, saved: object, name: str, where: str) -> None:
-        if not isinstance(saved, Mapping):
-            raise BSRError(f"{where}: found the settings {saved!r}, expected a block")
-        for key, value in self._measuring_settings(name).items():
-            if key in saved and saved[key] != value:
-                raise BSRError(f"{where}: measured with {key} {saved[key]!r}, expected {value!r}")
+        averaged = list(zip(stage.columns, stage.ranges, strict=False))[stage.measured :]
+        return settings | {name: list(ends) for name, ends in averaged}
 
 
-def _distances(saved: object, where: str) -> Tensor:
-    """Read saved distances."""
-    try:
-        return torch.tensor(saved, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BSRError(f"{where}: found distances that are no numbers, expected a grid of numbers") from error
+def _change(stage: type[LRStage], params: Params, lq: Tensor, members: Tensor) -> Tensor:
+    return stage.change(lq, select(params, members))
+
+
+def _parse_types(types: Sequence[str] | None, described: Mapping[str, Stage]) -> list[frozenset[str]]:
+    """Read the degradation types, each a set of stages joined by `+`, e.g. `aniso+noise`; `bicubic` is the empty set.
+
+    Without a list there is one type, of all the stages that are described.
+
+    Raises:
+        OptionError: It is no list; a stage is unknown or not described, named twice, or a type has two blurs.
+    """
+    if types is not None and not isinstance(types, list | tuple):
+        raise OptionError(f"types: {types!r}, expected a list such as [bicubic, iso]")
+    keys = block_keys()
+    parsed = []
+    for written in ["+".join(described) or CLEAN] if types is None else types:
+        names = [] if written == CLEAN else str(written).split("+")
+        for name in names:
+            if name not in keys:
+                raise unknown_name(f"types: in {written!r}", name, [*keys, CLEAN])
+            if name not in described:
+                raise OptionError(f"types: {written!r} needs the block {keys[name]}")
+        blurs = [name for name in names if issubclass(STAGES[name], Blur)]
+        if len(set(names)) < len(names) or len(blurs) > 1:
+            raise OptionError(f"types: {written!r}, expected each stage once and at most one blur")
+        parsed.append(frozenset(names))
+    if not parsed:
+        raise OptionError("types: the list is empty, expected at least one type")
+    return parsed

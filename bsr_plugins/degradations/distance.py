@@ -7,20 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.degradations.params import GREY_LEVELS
 from bsr_plugins.errors import BSRError
 
 
 def degraded_distance(lq: Tensor, clean: Tensor) -> Tensor:
-    """Return the RMSE in grey levels (0–255) between degraded and clean LR images.
-
-    Args:
-        lq: Degraded images in [0, 1], shape (…, C, h, w).
-        clean: The same images, only downsampled, same shape.
-
-    Returns:
-        Tensor: One distance per image, shape (…).
-    """
+    """Return the RMSE in grey levels (0–255) between degraded and clean LR images in [0, 1], shape (…, C, h, w)."""
     return (lq - clean).square().mean((-3, -2, -1)).sqrt() * GREY_LEVELS
 
 
@@ -42,8 +34,8 @@ def sigma_align(distances: Tensor, keep: int, max_std: float | None = None) -> A
     """Of K candidate patches with one degradation keep the m whose degraded distances vary least.
 
     Patches under one degradation differ in degraded distance with their content; positives should not. The m values of
-    least standard deviation among K are neighbours once sorted, so the best window of m neighbours is the exact minimum
-    over all K-choose-m subsets. The standard deviation is the population's (divided by m).
+    least standard deviation (the population's) among K are neighbours once sorted, so the best window of m neighbours
+    is the exact minimum over all subsets.
 
     Source: AACL's abstract ("sigma-alignment controls the SD among positive samples; we identify a subset with small
     degraded distance"); the search and the threshold are ours.
@@ -52,9 +44,6 @@ def sigma_align(distances: Tensor, keep: int, max_std: float | None = None) -> A
         distances: Degraded distances, shape (B, K).
         keep: How many to keep, m in [1, K].
         max_std: Sets whose standard deviation is above this (grey levels) are not accepted; None accepts all.
-
-    Returns:
-        Alignment: The choice; the caller decides what a set that is not accepted means.
 
     Raises:
         BSRError: `keep` is not in [1, K].

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.blurred_bicubic import blurred_rows
-from bsr_plugins.degradations.resize import bicubic_matrix
+from bsr_plugins.degradations.resize import bicubic_matrix, blurred_rows
 
 _TILE = 4  # LR pixels per axis; 16 output channels fill one vector register
 _EDGE = 2  # LR pixels per side whose bicubic window (2·s to each side of the centre) leaves the image
@@ -33,19 +32,12 @@ _FEWEST_PIXELS = 1 << 13  # with fewer the edges cost more than the convolution 
 
 @dataclass(frozen=True)
 class _Tiling:
-    """How an axis is cut, for one scale, kernel size and dtype.
+    """How an axis is cut, for one scale, kernel size and dtype."""
 
-    Attributes:
-        basis: S, shape (tile, window, taps).
-        block: HR pixels per block, b.
-        blocks: Blocks per window, q.
-        before: HR pixels of padding before the image.
-    """
-
-    basis: Tensor
-    block: int
-    blocks: int
-    before: int
+    basis: Tensor  # S, shape (tile, window, taps)
+    block: int  # HR pixels per block, b
+    blocks: int  # blocks per window, q
+    before: int  # HR pixels of padding before the image
 
     def tiles(self, size: int, scale: int) -> int:
         """Count the tiles of an axis of `size` HR pixels."""
@@ -73,13 +65,7 @@ def _tiling(scale: int, taps: int, dtype: torch.dtype) -> _Tiling:
 
 
 def worth_fusing(x: Tensor, taps: int, scale: int) -> bool:
-    """Say whether `fused_blur_bicubic` can take these images and is faster than an FFT.
-
-    Args:
-        x: Images, shape (…, H, W).
-        taps: Taps per axis of the kernels.
-        scale: Downsampling factor.
-    """
+    """Say whether `fused_blur_bicubic` can take these images, shape (…, H, W), and is faster than an FFT."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     height, width = x.shape[-2:]
@@ -90,17 +76,9 @@ def worth_fusing(x: Tensor, taps: int, scale: int) -> bool:
 
 
 def fused_blur_bicubic(x: Tensor, kernel: Tensor, scale: int, border: str) -> Tensor:
-    """Blur planes with one kernel, then downsample by MATLAB's bicubic.
+    """Blur planes (N, H, W) with one kernel (k, k), then downsample them by MATLAB's bicubic to (N, H/s, W/s).
 
-    Args:
-        x: Planes, shape (N, H, W), sides multiples of `scale`, long enough for the padding (see
-            `worth_fusing`). Differentiable.
-        kernel: Kernel, shape (k, k), k odd.
-        scale: Downsampling factor s.
-        border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
-
-    Returns:
-        Tensor: Planes, shape (N, H/s, W/s).
+    The planes have to be long enough for the padding (see `worth_fusing`). See `blur.blur_bicubic` for the rest.
     """
     height, width = x.shape[-2:]
     tiling = _tiling(scale, kernel.shape[-1], x.dtype)

@@ -7,149 +7,185 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from bsr_plugins.degradations.align8 import Align8Degradation
-from bsr_plugins.degradations.base import Params
-from bsr_plugins.degradations.classical import ClassicalDegradation, classical_params
+from bsr_plugins.degradations.base import Degradation
+from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.classical import ClassicalDegradation
+from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params, classical_params, replaced
 from bsr_plugins.errors import OptionError, unknown_name
+from bsr_plugins.registration import Registry
 
 # Eight even steps of the kernel width per scale (IKC; used by 001 and DASR): first and last.
 _GAUSSIAN8 = {2: (0.80, 1.60), 3: (1.35, 2.40), 4: (1.80, 3.20)}
 _WIDTHS_TABLE2 = (1.0, 1.8, 2.6, 3.4)
 _WIDTHS_FIGURE4 = (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
 _ANISO9 = (
-    (2.0, 0.2, 0),
-    (2.0, 1.0, 10),
-    (3.5, 1.5, 30),
-    (3.5, 2.0, 45),
-    (3.5, 2.0, 90),
-    (4.0, 1.5, 120),
-    (4.0, 2.0, 135),
-    (4.0, 3.0, 165),
-    (4.0, 4.0, 180),
+    *[(2.0, 0.2, 0), (2.0, 1.0, 10), (3.5, 1.5, 30), (3.5, 2.0, 45), (3.5, 2.0, 90)],
+    *[(4.0, 1.5, 120), (4.0, 2.0, 135), (4.0, 3.0, 165), (4.0, 4.0, 180)],
 )
 _ANISO9_NOISES = (0, 10, 20)
 _ANISO_UNSEEN = ((0.5, 0.2), (1.4, 0.8), (2.3, 1.4), (3.2, 2.0), (4.1, 2.6), (5.0, 3.2))
-_SIX_ISO_SIGMA = 2.0
-_SIX_ANISO = (3.5, 2.0, 45)
-_SIX_NOISE = 10
-_SIX_QUALITY = 50
+_SIX_SIGMA, _SIX_ANISO, _SIX_NOISE, _SIX_QUALITY = 2.0, (3.5, 2.0, math.radians(45)), 10, 50
 _ALIGN8_STAGES = {"blur": 2.0, "noise": 20.0, "jpeg": 50.0}  # σ, level, quality
 
 
 class Setting(NamedTuple):
-    """A named degradation.
-
-    Attributes:
-        name: Short name, fit for file names.
-        params: Its parameters, for a batch of one.
-    """
+    """A degradation with a short name, fit for file names, and its parameters, for a batch of one."""
 
     name: str
     params: Params
 
 
-def _bicubic(_scale: int) -> list[Setting]:
-    return [Setting("bicubic", classical_params())]
+class Protocol(NamedTuple):
+    """A protocol at one scale: its settings, and what applies them."""
+
+    degradation: Degradation
+    settings: list[Setting]
 
 
-def _gaussian8(scale: int) -> list[Setting]:
+PROTOCOLS: Registry[Callable[[int], Protocol]] = Registry("protocol")
+"""All protocols by their names in option files, each a function of the scale."""
+
+
+def build_protocol(protocol: str, scale: int) -> Protocol:
+    """Return a protocol's settings, and what applies them.
+
+    Raises:
+        OptionError: The protocol is unknown, or not defined for the scale.
+    """
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return PROTOCOLS[protocol](scale)
+
+
+def protocol_settings(protocol: str, scale: int) -> list[Setting]:
+    """Return the settings of a protocol; see `build_protocol`."""
+    return build_protocol(protocol, scale).settings
+
+
+def protocol_degradation(protocol: str, scale: int) -> Degradation:
+    """Return what applies the settings of a protocol; see `build_protocol`."""
+    return build_protocol(protocol, scale).degradation
+
+
+@PROTOCOLS.register("bicubic")
+def bicubic(scale: int) -> Protocol:
+    """Make clean images."""
+    return Protocol(ClassicalDegradation(scale), [Setting("bicubic", classical_params())])
+
+
+@PROTOCOLS.register("gaussian8")
+def gaussian8(scale: int) -> Protocol:
+    """Blur by eight isotropic widths: ×4 1.8 … 3.2, ×3 1.35 … 2.40, ×2 0.80 … 1.60 (ReDSR paper, Table 1).
+
+    Raises:
+        OptionError: The scale is another.
+    """
     if scale not in _GAUSSIAN8:
         raise OptionError(f"protocol: gaussian8 at scale {scale!r}, expected one of {sorted(_GAUSSIAN8)}")
     first, last = _GAUSSIAN8[scale]
     sigmas = [round(first + (last - first) * step / 7, 6) for step in range(8)]
-    return [Setting(f"sig{sigma:.4g}", classical_params(sigma)) for sigma in sigmas]
+    settings = [Setting(f"sig{sigma:.4g}", classical_params(sigma)) for sigma in sigmas]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _widths(_scale: int) -> list[Setting]:
-    return [Setting(f"sig{sigma:g}", classical_params(sigma)) for sigma in (*_WIDTHS_TABLE2, *_WIDTHS_FIGURE4)]
+@PROTOCOLS.register("widths")
+def widths(scale: int) -> Protocol:
+    """Blur by single isotropic widths: 1.0 … 3.4 of the ReDSR paper's Table 2, then 0.5 … 5.0 of its Fig. 4."""
+    settings = [Setting(f"sig{sigma:g}", classical_params(sigma)) for sigma in (*_WIDTHS_TABLE2, *_WIDTHS_FIGURE4)]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _aniso9(_scale: int) -> list[Setting]:
-    return [
+@PROTOCOLS.register("aniso9")
+def aniso9(scale: int) -> Protocol:
+    """Blur by nine anisotropic kernels (those of the released code), each at noise 0, 10, 20 (ReDSR paper, Table 3)."""
+    settings = [
         Setting(f"k{index}_noise{noise}", classical_params(lambda1, lambda2, math.radians(theta), noise))
         for index, (lambda1, lambda2, theta) in enumerate(_ANISO9, start=1)
         for noise in _ANISO9_NOISES
     ]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _aniso_unseen(_scale: int) -> list[Setting]:
-    return [Setting(f"sig{a:g}x{b:g}", classical_params(a, b)) for a, b in _ANISO_UNSEEN]
+@PROTOCOLS.register("aniso_unseen")
+def aniso_unseen(scale: int) -> Protocol:
+    """Blur by six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open."""
+    settings = [Setting(f"sig{a:g}x{b:g}", classical_params(a, b)) for a, b in _ANISO_UNSEEN]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _six(_scale: int) -> list[Setting]:
-    lambda1, lambda2, degrees = _SIX_ANISO
-    kernel = (lambda1, lambda2, math.radians(degrees))
-    return [
+@PROTOCOLS.register("six")
+def six(scale: int) -> Protocol:
+    """Degrade in six ways: AACL's abstract counts six kinds without naming them; these and their strengths are ours."""
+    settings = [
         Setting("bicubic", classical_params()),
-        Setting("iso", classical_params(_SIX_ISO_SIGMA)),
-        Setting("aniso", classical_params(*kernel)),
-        Setting("aniso_noise", classical_params(*kernel, noise_level=_SIX_NOISE)),
-        Setting("aniso_jpeg", classical_params(*kernel, jpeg_quality=_SIX_QUALITY)),
-        Setting("aniso_noise_jpeg", classical_params(*kernel, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
+        Setting("iso", classical_params(_SIX_SIGMA)),
+        Setting("aniso", classical_params(*_SIX_ANISO)),
+        Setting("aniso_noise", classical_params(*_SIX_ANISO, noise_level=_SIX_NOISE)),
+        Setting("aniso_jpeg", classical_params(*_SIX_ANISO, jpeg_quality=_SIX_QUALITY)),
+        Setting("aniso_noise_jpeg", classical_params(*_SIX_ANISO, noise_level=_SIX_NOISE, jpeg_quality=_SIX_QUALITY)),
     ]
+    return Protocol(ClassicalDegradation(scale), settings)
 
 
-def _align8(_scale: int) -> list[Setting]:
+class Align8Degradation(ClassicalDegradation):
+    """Blur → bicubic → Gaussian noise → JPEG → 8 bits, the bicubic being Pillow's on an 8-bit image.
+
+    What differs from `ClassicalDegradation`: the HR image is rounded to 8 bits, and so is the blurred one (reflected
+    borders, float64), and Pillow downsamples it, with its antialiased bicubic (a = −0.5, support 4·s, weights
+    normalised at the borders, rounded after each axis): the pixels are those of `Image.resize(size, Image.BICUBIC)`.
+    Pillow works on the CPU; results come back to the device of the images. No gradient flows. That the blurred image
+    is rounded is ours: the paper's text says nothing of it.
+
+    It draws nothing by itself: `sample` gives clean parameters; make others with `classical_params`.
+
+    Args:
+        scale: Downsampling factor s.
+    """
+
+    def __init__(self, scale: int) -> None:
+        super().__init__(scale)
+
+    @torch.no_grad()
+    def _blur_and_downsample(self, x: Tensor, params: Params) -> Tensor:
+        levels = (x.double().clamp(0, 1) * GREY_LEVELS).round()
+        kernels = self._kernels(params).to(x.device)
+
+        def blurred(some: Tensor, members: Tensor) -> Tensor:
+            return blur(some, kernels[members.to(x.device)]).round().clamp(0, GREY_LEVELS)
+
+        levels = replaced(torch.tensor([stage is not None for stage in self._blurs(params)]), levels, blurred)
+        height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
+        small = _shrink(levels.reshape(-1, *x.shape[-3:]).to("cpu", torch.uint8), height, width)
+        return (small.double() / GREY_LEVELS).to(x).reshape(*x.shape[:-2], height, width)
+
+
+def _shrink(levels: Tensor, height: int, width: int) -> Tensor:
+    """Downsample images, uint8 of shape (N, 3, H, W), with Pillow."""
+    images = levels.permute(0, 2, 3, 1).contiguous().numpy()
+    small = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in small])).permute(0, 3, 1, 2)
+
+
+@PROTOCOLS.register("align8")
+def align8(scale: int) -> Protocol:
+    """Make Simple-Align's test sets: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three.
+
+    The bicubic is Pillow's, on 8-bit images; see `Align8Degradation`.
+    """
     settings = [Setting("clean", classical_params())]
     for count in range(1, len(_ALIGN8_STAGES) + 1):
         for stages in combinations(_ALIGN8_STAGES, count):
             sigma, noise, quality = (_ALIGN8_STAGES[name] if name in stages else 0 for name in _ALIGN8_STAGES)
             params = classical_params(sigma, noise_level=noise, jpeg_quality=quality)
             settings.append(Setting("_".join(stages), params))
-    return settings
-
-
-PROTOCOLS: dict[str, Callable[[int], list[Setting]]] = {
-    "bicubic": _bicubic,
-    "gaussian8": _gaussian8,
-    "widths": _widths,
-    "aniso9": _aniso9,
-    "aniso_unseen": _aniso_unseen,
-    "six": _six,
-    "align8": _align8,
-}
-
-
-def protocol_settings(protocol: str, scale: int) -> list[Setting]:
-    """Return the settings of a protocol.
-
-    * `bicubic`: clean.
-    * `gaussian8`: eight isotropic widths; ×4 σ = 1.8, 2.0 … 3.2, ×3 1.35, 1.50 … 2.40, ×2 eight even steps over
-      0.80–1.60 (ReDSR paper, Table 1).
-    * `widths`: single isotropic widths; 1.0, 1.8, 2.6, 3.4 of the ReDSR paper's Table 2, then 0.5 … 5.0 of its Fig. 4.
-    * `aniso9`: nine anisotropic kernels, each at noise 0, 10 and 20 (ReDSR paper, Table 3; the kernels are those of the
-      released code).
-    * `aniso_unseen`: six anisotropic kernels (ReDSR paper, Table 4), at θ = 0, which the paper leaves open.
-    * `six`: the six kinds of degradation that AACL's abstract counts without naming; both the kinds and their strengths
-      are our choice.
-    * `align8`: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three (Simple-Align's test sets).
-
-    Raises:
-        OptionError: The protocol is unknown, or not defined for the scale.
-    """
-    _check_known(protocol)
-    return PROTOCOLS[protocol](scale)
-
-
-def protocol_degradation(protocol: str, scale: int) -> ClassicalDegradation:
-    """Return what applies the settings of a protocol: 21×21 kernels, 8 bits, and a bicubic.
-
-    It is MATLAB's with a clamped border, for `align8` Pillow's on 8-bit images.
-
-    Raises:
-        OptionError: The protocol is unknown.
-    """
-    _check_known(protocol)
-    return Align8Degradation(scale) if protocol == "align8" else ClassicalDegradation(scale)
-
-
-def _check_known(protocol: object) -> None:
-    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-        raise unknown_name("protocol", protocol, PROTOCOLS)
+    return Protocol(Align8Degradation(scale), settings)
 
 
 def with_noise_seed(params: Params, seed: int) -> Params:
     """Return a copy of parameters in which every noise field is drawn from `seed`, in [0, 2^63)."""
-    return {**params, "noise_seed": torch.full_like(params["noise_seed"], seed)}
+    return {**params, SEED: torch.full_like(params[SEED], seed)}

@@ -1,4 +1,4 @@
-"""MATLAB's bicubic `imresize`, as one matrix per axis.
+"""MATLAB's bicubic `imresize`, as one banded matrix per axis.
 
 Cubic convolution with a = −0.5, half-pixel centres (no shift), and antialiasing when it shrinks: the cubic is stretched
 by the scale, so that its support is 4·s input pixels. OpenCV's bicubic (a = −0.75, no antialiasing) and PyTorch's
@@ -8,16 +8,54 @@ by the scale, so that its support is 4·s input pixels. OpenCV's bicubic (a = �
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.banded import BandedMatrix, banded
 from bsr_plugins.errors import unknown_name
 
 BORDERS = ("clamp", "mirror")
 _CUBIC_SUPPORT = 4  # input pixels under the cubic when nothing is stretched
+_ROWS_PER_BLOCK = 16  # wide enough for efficient products, narrow enough to skip most zeros (measured)
+
+
+@dataclass(frozen=True)
+class BandedMatrix:
+    """A matrix that is mostly zero, kept exactly, as blocks of rows with the columns that they touch.
+
+    Block b holds columns `starts[b]` … and has shape (…, rows, width). Leading dimensions are a batch of matrices.
+    """
+
+    blocks: tuple[Tensor, ...]
+    starts: tuple[int, ...]
+
+    def apply_rows(self, x: Tensor) -> Tensor:
+        """Multiply along the height: (…, in, W) -> (…, out, W)."""
+        parts = zip(self.blocks, self.starts, strict=True)
+        return torch.cat([block @ x[..., first : first + block.shape[-1], :] for block, first in parts], dim=-2)
+
+    def apply_columns(self, x: Tensor) -> Tensor:
+        """Multiply along the width: (…, H, in) -> (…, H, out)."""
+        parts = zip(self.blocks, self.starts, strict=True)
+        return torch.cat([x[..., first : first + block.shape[-1]] @ block.mT for block, first in parts], dim=-1)
+
+
+def row_slices(rows: int) -> list[slice]:
+    """Cut `rows` consecutive rows into blocks."""
+    return [slice(first, min(first + _ROWS_PER_BLOCK, rows)) for first in range(0, rows, _ROWS_PER_BLOCK)]
+
+
+def banded(matrix: Tensor) -> BandedMatrix:
+    """Split a dense matrix, shape (out, in), into a `BandedMatrix`."""
+    blocks, starts = [], []
+    for rows in row_slices(matrix.shape[0]):
+        touched = (matrix[rows] != 0).any(0).nonzero().flatten()
+        first, last = int(touched[0]), int(touched[-1])
+        blocks.append(matrix[rows, first : last + 1].contiguous())
+        starts.append(first)
+    return BandedMatrix(tuple(blocks), tuple(starts))
 
 
 def cubic(x: Tensor) -> Tensor:
@@ -58,10 +96,7 @@ def reflected_indices(indices: Tensor, size: int) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def bicubic_matrix(in_size: int, out_size: int, border: str = "clamp") -> Tensor:
-    """Return the matrix of MATLAB's bicubic resize of one axis, in float64 on the CPU, shape (out_size, in_size).
-
-    Rows sum to 1.
-    """
+    """Return the matrix of the resize of one axis, float64 on the CPU, shape (out_size, in_size); rows sum to 1."""
     stretch = max(in_size / out_size, 1.0)
     centres = (torch.arange(out_size, dtype=torch.float64) + 0.5) * (in_size / out_size) - 0.5
     taps = math.ceil(_CUBIC_SUPPORT * stretch) + 2
@@ -80,16 +115,31 @@ def _banded_bicubic(in_size: int, out_size: int, border: str, dtype: torch.dtype
 
 
 def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> Tensor:
-    """Resize images as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
+    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
 
-    Args:
-        x: Images, shape (…, H, W), any float type, any device. Differentiable.
-        size: Wanted (H, W).
-        border: `clamp` or `mirror` (MATLAB).
-
-    Returns:
-        Tensor: Images, shape (…, *size).
+    Any float type, any device, differentiable; see `border_indices` for the border.
     """
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
     return columns.apply_columns(rows.apply_rows(x))
+
+
+def blurred_rows(in_size: int, scale: int, taps: int, border: str, rows: slice) -> tuple[Tensor, int]:
+    """Return some rows (LR pixels) of `W · R(e_t)`, for every tap t of a blur.
+
+    The bicubic of a blurred axis is a matrix, `W · R(g)`, W the bicubic and R(g) the blur with reflected borders. It is
+    linear in the taps of g: it is the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them.
+
+    Returns:
+        tuple[Tensor, int]: float64, shape (taps, rows, width), and the HR pixel that its first column stands for; no
+        row touches a pixel outside.
+    """
+    bicubic = bicubic_matrix(in_size, in_size // scale, border)[rows]
+    touched = (bicubic != 0).any(0).nonzero().flatten()
+    shifts = torch.arange(taps) - taps // 2
+    sources = reflected_indices(touched + shifts[:, None], in_size)
+    first, last = int(sources.min()), int(sources.max())
+    responses = torch.zeros(taps, bicubic.shape[0], last - first + 1, dtype=torch.float64)
+    for response, positions in zip(responses, sources, strict=True):
+        response.index_add_(1, positions - first, bicubic[:, touched])
+    return responses, first

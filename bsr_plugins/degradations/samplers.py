@@ -21,8 +21,10 @@ from torch import Tensor
 
 from bsr_plugins.blocks import build_from_block, integer, number
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.registration import Registry
 
-Ranges = Sequence[tuple[float, float]]
+Range = tuple[float, float]
+Ranges = Sequence[Range]
 
 _MAX_GAMMA = 100.0
 _MIN_GRID = 5
@@ -33,7 +35,11 @@ _DISTANCE_BINS = 40  # resolution at which a surface's distances are levelled
 
 
 class Sampler(ABC):
-    """Draws parameter vectors from a box of ranges, one axis per parameter."""
+    """Draws parameter vectors from a box of ranges, one axis per parameter.
+
+    A class is registered under its name in option files, e.g. `@SAMPLERS.register("power")`; its constructor takes the
+    other keys of the block. One that wants measured distances is a subclass of `AdaptiveSampler`.
+    """
 
     needs_calibration = False
 
@@ -42,21 +48,27 @@ class Sampler(ABC):
         """Draw `count` vectors; float64, shape (count, len(ranges)), every entry inside its range."""
 
 
-def _spread(units: Tensor, ranges: Ranges) -> Tensor:
-    """Map [0, 1]^d onto the box."""
+SAMPLERS: Registry[Callable[..., Sampler]] = Registry("sampler")
+"""All samplers by the names that option files give them."""
+
+
+def spread(units: Tensor, ranges: Ranges) -> Tensor:
+    """Map numbers in [0, 1], shape (count, d), onto a box of d ranges."""
     low, high = torch.tensor(ranges, dtype=torch.float64).T
     places: Tensor = low + units * (high - low)
     return places
 
 
+@SAMPLERS.register("uniform")
 class UniformSampler(Sampler):
     """Every parameter uniform and independent."""
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
         """See `Sampler.draw`."""
-        return _spread(torch.rand(count, len(ranges), generator=generator, dtype=torch.float64), ranges)
+        return spread(torch.rand(count, len(ranges), generator=generator, dtype=torch.float64), ranges)
 
 
+@SAMPLERS.register("power")
 class PowerSampler(Sampler):
     """`low + (high − low) · u^γ` for every parameter: γ < 1 favours the upper end, γ > 1 the lower.
 
@@ -65,16 +77,17 @@ class PowerSampler(Sampler):
     """
 
     def __init__(self, gamma: float) -> None:
-        self.gamma = number(gamma, "sampler.gamma", 0.0, _MAX_GAMMA)
+        self.gamma = number(gamma, "gamma", 0.0, _MAX_GAMMA)
         if self.gamma == 0:
-            raise OptionError(f"sampler.gamma: {gamma!r}, expected a number above 0")
+            raise OptionError(f"gamma: {gamma!r}, expected a number above 0")
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
         """See `Sampler.draw`."""
         units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
-        return _spread(units**self.gamma, ranges)
+        return spread(units**self.gamma, ranges)
 
 
+@SAMPLERS.register("ads")
 class AdaptiveSampler(Sampler):
     """Adaptive degradation sampling: D(θ) uniform, once `fit` has been given D on a grid.
 
@@ -87,7 +100,7 @@ class AdaptiveSampler(Sampler):
     """
 
     def __init__(self, grid: int = 65) -> None:
-        self.grid = integer(grid, "sampler.grid", _MIN_GRID)
+        self.grid = integer(grid, "grid", _MIN_GRID)
         self.distances: Tensor | None = None
         self._cumulative_weights: Tensor | None = None
 
@@ -109,12 +122,7 @@ class AdaptiveSampler(Sampler):
         return (self.grid,) if parameters == 1 else (_SURFACE_POINTS,) * parameters
 
     def fit(self, distances: Tensor, where: str = "ads") -> None:
-        """Take D at the grid points.
-
-        Args:
-            distances: Degraded distances at `nodes`, ≥ 0, in the shape that `grid_shape` gives for one or two
-                parameters.
-            where: What they belong to, for messages.
+        """Take D at the grid points `nodes`, in the shape that `grid_shape` gives for one or two parameters.
 
         Raises:
             BSRError: The distances are not finite, do not fit the grid, or hardly change from end to end.
@@ -126,10 +134,8 @@ class AdaptiveSampler(Sampler):
             raise BSRError(f"{where}: distances of shape {tuple(distances.shape)}, expected {expected} finite numbers")
         change = abs(float(distances.flatten()[-1] - distances.flatten()[0]))
         if change < _LEAST_CHANGE:
-            raise BSRError(
-                f"{where}: the degraded distance changes by {change:g} grey levels over the range, "
-                f"expected at least {_LEAST_CHANGE:g}"
-            )
+            found = f"the degraded distance changes by {change:g} grey levels over the range"
+            raise BSRError(f"{where}: {found}, expected at least {_LEAST_CHANGE:g}")
         self.distances = distances
         self._cumulative_weights = _cell_weights(distances).flatten().cumsum(0) if distances.dim() == 2 else None
 
@@ -143,7 +149,7 @@ class AdaptiveSampler(Sampler):
         else:
             choice = torch.rand(count, generator=generator, dtype=torch.float64)
             units[:, :2] = _pick_cells(self._cumulative_weights, choice, units[:, :2])
-        return _spread(units, ranges)
+        return spread(units, ranges)
 
     def _invert(self, units: Tensor) -> Tensor:
         """Return the place in [0, 1] at which the monotone, piecewise linear D has risen by the given parts."""
@@ -176,9 +182,6 @@ def _pick_cells(cumulative_weights: Tensor, choice: Tensor, jitter: Tensor) -> T
     cells = torch.searchsorted(cumulative_weights, choice * cumulative_weights[-1]).clamp_max(per_axis**2 - 1)
     corners = torch.stack([cells // per_axis, cells % per_axis], dim=1)
     return (corners + jitter) / per_axis
-
-
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"uniform": UniformSampler, "power": PowerSampler, "ads": AdaptiveSampler}
 
 
 def build_sampler(block: str | Mapping[str, Any], where: str) -> Sampler:

@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, integer
-from bsr_plugins.degradations.base import Degradation, Params
-from bsr_plugins.degradations.noise import GREY_LEVELS
+from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
+from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
+from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, replaced
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import FIRST, SECOND, parse_final, parse_round
-from bsr_plugins.degradations.second_order_sampling import Draws, check_params, draw_final, draw_round
-from bsr_plugins.degradations.second_order_stages import (
-    alike,
-    blurred,
-    coded,
-    draw_up_kernels,
-    noisy,
-    resized,
-    select,
+from bsr_plugins.degradations.second_order_options import MODES, FinalOptions, read_round
+from bsr_plugins.degradations.second_order_params import (
+    GAUSSIAN,
+    NONE,
+    PLATEAU,
+    SINC,
+    Draws,
+    check_params,
+    draw_final,
+    draw_round,
+    is_among,
 )
+from bsr_plugins.degradations.stages.jpeg import jpeg
+from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
+from bsr_plugins.options.declared import read_block
 from bsr_plugins.precision import at_least_float32
 
 _BLURS = ("first", "second", "final")
+_PIXELS_IN_CACHE = 1 << 18  # with more at once, a CPU's core falls out of its cache (JPEG takes twice the time)
+_SHAPE = ("lambda1", "lambda2", "theta", "beta")
+_KINDS: tuple[tuple[tuple[int, ...], Callable[..., Tensor], tuple[str, ...]], ...] = (
+    (GAUSSIAN, generalized_gaussian_kernels, _SHAPE),
+    (PLATEAU, plateau_kernels, _SHAPE),
+    ((SINC,), sinc_kernels, ("cutoff",)),
+)
 _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mode", "final_jpeg_last")
 
 
+@DEGRADATIONS.register("SecondOrderDegradation")
 class SecondOrderDegradation(Degradation):
     """Two rounds of blur, resize, noise and JPEG, then a sinc filter and JPEG in either order (Real-ESRGAN).
 
-    A round is a block of options, `first` or `second`, each of whose keys may be left out:
-
-    * `blur`: `prob` that the round blurs (1, then 0.8); `sinc_prob` (0.1) of a sinc kernel; else one of `families`,
-      given as `{iso: 0.45, aniso: 0.25, generalized_iso: 0.12, generalized_aniso: 0.03, plateau_iso: 0.12,
-      plateau_aniso: 0.03}`, where names left out have probability 0; `sigma` ([0.2, 3], then [0.2, 1.5]), standard
-      deviations in pixels, both drawn for anisotropic kernels; `theta` ([-180, 180]) in degrees; exponents `betag`
-      ([0.5, 4]) of generalised Gaussians and `betap` ([1, 2]) of plateaus, half of them drawn below 1 and half above
-      (for `betap`'s range half of them are 1: so the released code draws); odd `kernel_size` ([7, 21]).
-      A sinc kernel's cut-off is drawn from [π/3, π], from 13 taps on from [π/5, π].
-    * `resize`: `prob` (`{up: 0.2, down: 0.7, keep: 0.1}`, then 0.3, 0.4, 0.3); `scale` ([0.15, 1.5], then [0.3, 1.2]):
-      factors go from 1 to its upper end (up) or from its lower end to 1 (down), the second round's being relative to
-      the LR size; `modes`, some of `[area, bilinear, bicubic]`, those of `interpolate`, i.e. not antialiased.
-    * `noise`: `gaussian_prob` (0.5), else Poisson noise; levels `gaussian` ([1, 30], then [1, 25]) on the 0–255 scale;
-      strengths `poisson` ([0.05, 3], then [0.05, 2.5]); `grey_prob` (0.4) of noise that all colours share.
-    * `jpeg`: `quality` ([30, 95]), any number in the range.
-
-    `final` holds the rest: `sinc_prob` (0.8) and `kernel_size` ([7, 21]) of the last sinc filter, cut-off drawn from
-    [π/3, π]; `modes` of the resize to the LR size before it; `jpeg_last_prob` (0.5) that the second round's JPEG
-    comes after both of these, and not before.
+    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`, all of
+    which may be left out: they are then as in the released training.
 
     In the released pipeline a batch shares each round's factor and mode of resizing and its kind of noise, whether the
-    second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise are an
-    image's own. So it is here, unless `per_sample` is true.
+    second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise differ
+    from image to image. So it is here, unless `per_sample` is true.
 
     JPEG is libjpeg's (8 bits in and out), where the released pipeline has an approximation of it in real numbers, and
     grey noise is drawn for every image, where the released one lets a batch share the field.
@@ -67,7 +65,7 @@ class SecondOrderDegradation(Degradation):
         usm: Whether `target` sharpens.
         per_sample: Draw for every image what the released pipeline draws once a batch.
         round_to_8bit: Round and clamp the LR image to 8 bits.
-        first: The first round, see above.
+        first: The first round.
         second: The second round.
         final: The last steps.
 
@@ -85,28 +83,22 @@ class SecondOrderDegradation(Degradation):
         second: Mapping[str, Any] | None = None,
         final: Mapping[str, Any] | None = None,
     ) -> None:
-        self.scale = integer(scale, "degradation.scale", 1)
-        self.usm = boolean(usm, "degradation.usm")
-        self.per_sample = boolean(per_sample, "degradation.per_sample")
-        self.round_to_8bit = boolean(round_to_8bit, "degradation.round_to_8bit")
-        self.first = parse_round(first, FIRST, "degradation.first")
-        self.second = parse_round(second, SECOND, "degradation.second")
-        self.final = parse_final(final, "degradation.final")
+        self.scale = integer(scale, "scale", 1)
+        self.usm = boolean(usm, "usm")
+        self.per_sample = boolean(per_sample, "per_sample")
+        self.round_to_8bit = boolean(round_to_8bit, "round_to_8bit")
+        self.first = read_round("first", first)
+        self.second = read_round("second", second)
+        self.final = read_block(FinalOptions, {} if final is None else final, "final")
         self._names = tuple(self.sample(0, torch.Generator()))
-
-    @property
-    def needs_calibration(self) -> bool:
-        """False: nothing is measured."""
-        return False
 
     def smallest_side(self, params: Params | None = None) -> int:
         """Return the shortest side of images, in HR pixels: every blur reflects the border within its radius."""
         if params is None:
-            first, second = (
-                options.blur.kernel_size[1] if options.blur.prob > 0 else 0 for options in (self.first, self.second)
-            )
-            last = self.final.kernel_size[1] if self.final.sinc_prob > 0 else 0
-            return self._smallest_side(first, second, last, self.first.resize.lowest, self.second.resize.lowest)
+            rounds = (self.first, self.second)
+            taps = [options.blur.kernel_size[1] if options.blur.prob > 0 else 0 for options in rounds]
+            taps.append(self.final.kernel_size[1] if self.final.sinc_prob > 0 else 0)
+            return self._smallest_side(*taps, *(options.resize.lowest for options in rounds))
         columns = ("first_taps", "second_taps", "final_taps", "first_resize", "second_resize")
         rows = zip(*(params[key].tolist() for key in columns), strict=True)
         return max((self._smallest_side(*row) for row in rows), default=1)
@@ -118,11 +110,7 @@ class SecondOrderDegradation(Degradation):
         return max(first_taps // 2 + 1, for_second, self.scale * lr)
 
     def target(self, gt: Tensor) -> Tensor:
-        """Return what is degraded and reproduced: the sharpened images under `usm`, else the images themselves.
-
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W). Half precision is computed in float32.
-        """
+        """Return what is degraded and reproduced: images (B, …, 3, H, W) in [0, 1], sharpened under `usm`."""
         if not self.usm:
             return gt
         with torch.autocast(gt.device.type, enabled=False):
@@ -131,99 +119,65 @@ class SecondOrderDegradation(Degradation):
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
         """Draw the parameters of `batch_size` degradations, for a call in which these are the batch.
 
-        Returns:
-            Params: Columns of shape (B,), float64 but for counts and seeds (int64) and yes or no (bool). For a round,
-            here the first: `first_kernel` (an index into none, the six families and sinc), `first_taps`,
-            `first_lambda1`, `first_lambda2`, `first_theta` (radians), `first_beta`, `first_cutoff` (radians per pixel),
-            each 0 where the kernel has no such thing; `first_resize`, `first_mode` (an index into area, bilinear,
-            bicubic); `first_gaussian` (0 for none), `first_poisson` (0 for none), `first_grey`, `first_noise_seed`;
-            `first_quality` (0 for no JPEG, which is never drawn). For the rest: `final_kernel`, `final_taps`,
-            `final_cutoff`, `final_mode`, `final_jpeg_last`.
+        Columns have the shape (B,) and are float64, but for counts and seeds (int64) and yes or no (bool). Those of the
+        first round are `first_kernel` (an index into `KERNELS`), `first_taps`, `first_lambda1`, `first_lambda2`,
+        `first_theta` (radians), `first_beta`, `first_cutoff` (radians per pixel), each 0 where the kernel has no such
+        thing; `first_resize`, `first_mode` (an index into `MODES`); `first_gaussian`, `first_poisson` (0 for none),
+        `first_grey`, `first_noise_seed`; `first_quality` (0 for no JPEG). The last are `final_kernel`, `final_taps`,
+        `final_cutoff`, `final_mode`, `final_jpeg_last`.
         """
         draws = Draws(batch_size, self.per_sample, generator)
         rounds = draw_round("first", self.first, draws) | draw_round("second", self.second, draws)
         return rounds | draw_final(self.final, draws)
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images; `gt` is what `target` returns where the released pipeline is wanted.
+        """Degrade images (see `Degradation`), which are what `target` returns where the released pipeline is wanted.
 
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), typically (B, V, 3, H, W) with V views of one degradation
-                each; H and W multiples of the scale. Any device. Half precision is computed in float32.
-            params: Parameters as `sample` gives them, for B samples, on the CPU.
-
-        Returns:
-            Tensor: LR images, shape (B, …, 3, H/s, W/s), dtype and device of `gt`. There is no gradient: JPEG rounds.
-
-        Raises:
-            BSRError: Shapes do not fit, images are too small for the kernels, or a parameter is out of range.
+        There is no gradient: JPEG rounds.
         """
         self._check(gt, params)
         x = at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
         with torch.autocast(gt.device.type, enabled=False):
-            kernels = {name: draw_up_kernels(params, name, x) for name in _BLURS}
-            groups = alike(params, _PATH)
-            if len(groups) == 1:  # spare the copies
-                lq = self._degrade(x, kernels, params)
-            else:
-                lq = x.new_empty(*x.shape[:-2], x.shape[-2] // self.scale, x.shape[-1] // self.scale)
-                for members in groups:
-                    there = members.to(x.device)
-                    some = {name: kernel[there] for name, kernel in kernels.items()}
-                    lq[there] = self._degrade(x[there], some, select(params, members))
+            kernels = {f"{name}_kernels": kernels_of(params, name, x) for name in _BLURS}
+            path = list(zip(*(params[key].tolist() for key in _PATH), strict=True))
+            size = (x.shape[-2] // self.scale, x.shape[-1] // self.scale)
+            lq = by_group(x, params | kernels, path, size, self._degrade)
         return lq.reshape(*gt.shape[:-2], *lq.shape[-2:]).to(gt.dtype)
 
-    def _degrade(self, x: Tensor, kernels: dict[str, Tensor], params: Params) -> Tensor:
+    def _degrade(self, path: tuple[float, ...], x: Tensor, params: Params) -> Tensor:
         """Degrade samples, shape (B, V, 3, H, W), that are alike in the parameters of `_PATH`."""
+        scale, first_mode, relative, second_mode, final_mode, jpeg_last = path
         height, width = x.shape[-2] // self.scale, x.shape[-1] // self.scale
-        scale, relative = float(params["first_resize"][0]), float(params["second_resize"][0])
 
-        x = blurred(x, kernels["first"], params["first_kernel"])
-        x = noisy(resized(x, int(params["first_mode"][0]), scale), params, "first")
-        x = coded(x, params["first_quality"])
+        x = _blurred(x, params["first_kernels"], params["first_kernel"])
+        x = _noisy(_resized(x, int(first_mode), scale), params, "first")
+        x = _coded(x, params["first_quality"])
 
-        x = blurred(x, kernels["second"], params["second_kernel"])
+        x = _blurred(x, params["second_kernels"], params["second_kernel"])
         size = (math.floor(height * relative), math.floor(width * relative))
-        x = noisy(resized(x, int(params["second_mode"][0]), size), params, "second")
+        x = _noisy(_resized(x, int(second_mode), size), params, "second")
 
-        jpeg_last = bool(params["final_jpeg_last"][0])
         if not jpeg_last:
-            x = coded(x, params["second_quality"])
-        x = resized(x, int(params["final_mode"][0]), (height, width))
-        x = blurred(x, kernels["final"], params["final_kernel"])
+            x = _coded(x, params["second_quality"])
+        x = _resized(x, int(final_mode), (height, width))
+        x = _blurred(x, params["final_kernels"], params["final_kernel"])
         if jpeg_last:
-            x = coded(x, params["second_quality"])
+            x = _coded(x, params["second_quality"])
         return self._rounded(x)
 
     def _rounded(self, lq: Tensor) -> Tensor:
         return (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS if self.round_to_8bit else lq
 
     def clean(self, gt: Tensor) -> Tensor:
-        """Return clean LR images: MATLAB's bicubic, as the other degradations have it, and 8 bits, if asked for; ours.
-
-        Args:
-            gt: RGB images in [0, 1], shape (B, …, 3, H, W), sides multiples of the scale.
-        """
+        """Return clean LR images, ours: MATLAB's bicubic, as other degradations have it, and 8 bits, if asked for."""
         self.check_images(gt)
         size = (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale)
         with torch.autocast(gt.device.type, enabled=False):
             return self._rounded(bicubic_resize(at_least_float32(gt), size)).to(gt.dtype)
 
-    def calibrate(self, images: Tensor) -> None:
-        """Do nothing: nothing is measured."""
-
-    def calibration(self) -> dict[str, Any]:
-        """Return an empty dict: nothing is measured."""
-        return {}
-
-    def load_calibration(self, state: dict[str, Any]) -> None:
-        """Do nothing: nothing is measured."""
-
     def _check(self, gt: Tensor, params: Params) -> None:
         self.check_images(gt)
-        for name in self._names:
-            if name not in params or len(params[name]) != gt.shape[0]:
-                raise BSRError(f"degradation: the parameter {name} is missing or not given for {gt.shape[0]} samples")
+        self.check_columns(params, self._names, gt.shape[0])
         check_params(params)
         smallest = self.smallest_side(params)
         if min(gt.shape[-2:]) < smallest:
@@ -239,3 +193,52 @@ def _shortest(pixels: int, scale: float) -> int:
     while math.floor(length * scale) < pixels:
         length += 1
     return length
+
+
+def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
+    """Return the kernels of the `first`, `second` or `final` blur, computed in float64, as `like` is typed and placed.
+
+    They have the shape (B, k, k), k the most taps of any, and are a unit impulse where there is no blur.
+    """
+    kinds, taps = params[f"{name}_kernel"], params[f"{name}_taps"]
+    size = max(1, *taps.tolist())
+    kernels = torch.zeros(len(kinds), size, size, dtype=torch.float64, device=like.device)
+    kernels[:, size // 2, size // 2] = 1
+    for kind, build, keys in _KINDS:
+        members = is_among(kinds, kind).nonzero().flatten()
+        if len(members):
+            columns = [params[f"{name}_{key}"][members].to(like.device) for key in keys]
+            kernels[members.to(like.device)] = build(*columns, size, taps[members].to(like.device))
+    return kernels.to(like.dtype)
+
+
+def _blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
+    """Blur the samples whose kind of kernel is not `NONE`, with reflected borders."""
+    return replaced(kinds != NONE, x, lambda some, members: _in_parts(blur, some, kernels[members]))
+
+
+def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
+    """Resize as `interpolate` does, not antialiased, to an (H, W), or by a factor and to sizes rounded down."""
+    if to in (1.0, tuple(x.shape[-2:])):
+        return x
+    target: dict[str, Any] = {"size": to} if isinstance(to, tuple) else {"scale_factor": to}
+    made: Tensor = F.interpolate(x.flatten(0, 1), mode=MODES[mode], **target)
+    return made.view(*x.shape[:2], *made.shape[1:])
+
+
+def _noisy(x: Tensor, params: Params, name: str) -> Tensor:
+    """Add a round's noise, Gaussian or Poisson, and clamp to [0, 1]."""
+    seed, grey = params[f"{name}_noise_seed"], params[f"{name}_grey"]
+    x = gaussian_noise(x, params[f"{name}_gaussian"], seed, grey)
+    return poisson_noise(x, params[f"{name}_poisson"], seed, grey).clamp(0, 1)
+
+
+def _coded(x: Tensor, quality: Tensor) -> Tensor:
+    """Send the samples whose quality is above 0 through JPEG; the others are clamped to [0, 1]."""
+    return replaced(quality > 0, x.clamp(0, 1), lambda some, members: _in_parts(jpeg, some, quality[members]))
+
+
+def _in_parts(apply: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor) -> Tensor:
+    """Apply a function to so many samples at once as a CPU's caches hold."""
+    samples = len(x) if x.is_cuda else max(1, _PIXELS_IN_CACHE * torch.get_num_threads() // x[0].numel())
+    return torch.cat([apply(*part) for part in zip(x.split(samples), params.split(samples), strict=True)])

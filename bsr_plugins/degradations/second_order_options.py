@@ -1,4 +1,4 @@
-"""The second-order pipeline's ranges and probabilities as option blocks, with those of its released training.
+"""The second-order pipeline's ranges and probabilities as blocks of options, with those of its released training.
 
 Source: the supplement of Simple-Align takes the settings of Real-ESRGAN (Wang et al., ICCVW 2021) over; the numbers are
 those of its training of ×4 networks. What it fixes in code and not in options (kernel sizes, angles, the three ways of
@@ -8,282 +8,208 @@ resizing, the even odds of the two orders at the end) has the code's value here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
-from bsr_plugins.blocks import call_with, integer, interval, number
-from bsr_plugins.errors import OptionError, unknown_key, unknown_name
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from bsr_plugins.errors import OptionError, did_you_mean
+from bsr_plugins.options.declared import OptionBlock, read_block
 
 Range = tuple[float, float]
 Sizes = tuple[int, int]
-Weights = tuple[float, ...]
-T = TypeVar("T")
+Mode = Literal["area", "bilinear", "bicubic"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
-FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-DIRECTIONS = ("up", "down", "keep")
-MODES = ("area", "bilinear", "bicubic")
-
-_MAX_DEGREES = 360.0
-_MAX_EXPONENT = 100.0
-_MAX_RESIZE = 8.0
-_MAX_NOISE = 255.0
-_MAX_POISSON = 100.0
-_QUALITIES = (1.0, 100.0)
 _ROUNDING = 1e-6  # by which written probabilities may miss 1
 
-FIRST: dict[str, dict[str, Any]] = {
-    "blur": {"prob": 1.0, "sigma": (0.2, 3.0)},
-    "resize": {"prob": {"up": 0.2, "down": 0.7, "keep": 0.1}, "scale": (0.15, 1.5)},
-    "noise": {"gaussian": (1.0, 30.0), "poisson": (0.05, 3.0)},
-    "jpeg": {"quality": (30.0, 95.0)},
-}
-"""The first round's released ranges, where the rounds differ."""
 
-SECOND: dict[str, dict[str, Any]] = {
-    "blur": {"prob": 0.8, "sigma": (0.2, 1.5)},
-    "resize": {"prob": {"up": 0.3, "down": 0.4, "keep": 0.3}, "scale": (0.3, 1.2)},
-    "noise": {"gaussian": (1.0, 25.0), "poisson": (0.05, 2.5)},
-    "jpeg": {"quality": (30.0, 95.0)},
-}
-"""The second round's."""
+def _within(low: float, high: float, above: bool = False) -> BeforeValidator:
+    """Read a number or a pair of them, the lower end first, in [low, high], or in (low, high] if above."""
 
-_FAMILY_PROBS = dict(zip(FAMILIES, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True))
+    def read(value: Any) -> Any:
+        ends = tuple(value) if isinstance(value, list | tuple) else (value, value)
+        numbers = len(ends) == 2 and all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends)
+        if not numbers or not low <= ends[0] <= ends[1] <= high or (above and ends[0] == low):
+            bounds = f"in {'(' if above else '['}{low:g}, {high:g}]" if high < math.inf else f"above {low:g}"
+            raise ValueError(f"expected a number {bounds}, or a pair of them, the lower end first")
+        return ends
+
+    return BeforeValidator(read)
 
 
-@dataclass(frozen=True)
-class BlurOptions:
-    """A round's blur.
-
-    Attributes:
-        prob: Probability that the round blurs.
-        sigma: Widths (standard deviations) in pixels.
-        sinc_prob: Probability of a sinc kernel instead of one of the families.
-        families: Probability of each of `FAMILIES`.
-        theta: Angles in radians.
-        betag: Exponents of the generalised Gaussian kernels.
-        betap: Exponents of the plateau kernels.
-        kernel_size: Fewest and most taps, both odd.
-    """
-
-    prob: float
-    sigma: Range
-    sinc_prob: float
-    families: Weights
-    theta: Range
-    betag: Range
-    betap: Range
-    kernel_size: Sizes
+def _read_sizes(value: Any) -> Any:
+    ends = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    if len(ends) != 2 or not all(type(end) is int and end % 2 for end in ends) or not 1 <= ends[0] <= ends[1]:
+        raise ValueError("expected an odd number, or a pair of them, the lower end first")
+    return ends
 
 
-@dataclass(frozen=True)
-class ResizeOptions:
-    """A round's resize.
+def _read_modes(value: Any) -> Any:
+    modes = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    unknown = [mode for mode in modes if mode not in MODES]
+    if not modes or unknown or len({*modes}) < len(modes):
+        nearest = did_you_mean(unknown[0], MODES) if unknown else ""
+        raise ValueError(f"expected a list of some of {', '.join(MODES)}, each once{nearest}")
+    return modes
 
-    Attributes:
-        prob: Probability of each of `DIRECTIONS`.
-        scale: Least and greatest factor, with 1 between them.
-        modes: Ways of resizing, indices into `MODES`, equally likely.
-    """
 
-    prob: Weights
-    scale: Range
-    modes: tuple[int, ...]
+def _around_one(scale: Range) -> Range:
+    if not scale[0] <= 1 <= scale[1]:
+        raise ValueError("expected a pair [low, high] with low ≤ 1 ≤ high")
+    return scale
+
+
+Prob = Annotated[float, Field(ge=0, le=1)]
+OddSizes = Annotated[Sizes, BeforeValidator(_read_sizes)]
+Modes = Annotated[tuple[Mode, ...], BeforeValidator(_read_modes)]
+
+
+class Probabilities(OptionBlock):
+    """Probabilities that sum to 1."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> Probabilities:
+        if abs(sum(self.weights) - 1) > _ROUNDING:
+            raise ValueError("expected probabilities that sum to 1")
+        return self
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The probabilities in the order of the fields."""
+        return tuple(self.model_dump().values())
+
+
+class Families(Probabilities):
+    """The families of kernels that are not sinc kernels."""
+
+    iso: Prob = Field(0.0, description="isotropic Gaussian")
+    aniso: Prob = Field(0.0, description="anisotropic Gaussian")
+    generalized_iso: Prob = Field(0.0, description="isotropic generalised Gaussian")
+    generalized_aniso: Prob = Field(0.0, description="anisotropic generalised Gaussian")
+    plateau_iso: Prob = Field(0.0, description="isotropic plateau")
+    plateau_aniso: Prob = Field(0.0, description="anisotropic plateau")
+
+
+class Directions(Probabilities):
+    """The directions of a resize."""
+
+    up: Prob = Field(0.0, description="the factor is drawn from 1 to the scale's upper end")
+    down: Prob = Field(0.0, description="the factor is drawn from the scale's lower end to 1")
+    keep: Prob = Field(0.0, description="the factor is 1")
+
+
+FAMILIES, DIRECTIONS = tuple(Families.model_fields), tuple(Directions.model_fields)
+_FAMILIES = Families(**dict(zip(FAMILIES, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True)))
+
+
+class BlurOptions(OptionBlock):
+    """A round's blur."""
+
+    prob: Prob = Field(description="that the round blurs; by default 1, in the second round 0.8")
+    sigma: Annotated[Range, _within(0, math.inf, above=True)] = Field(
+        description="widths (standard deviations) in pixels, up to half the most taps, both drawn for anisotropic "
+        "kernels; by default [0.2, 3], in the second round [0.2, 1.5]"
+    )
+    sinc_prob: Prob = Field(0.1, description="of a sinc kernel (cut-off from π/3, from 13 taps on π/5, to π)")
+    families: Families = Field(_FAMILIES, description="of each family otherwise; those left out have 0")
+    theta: Annotated[Range, _within(-360, 360)] = Field((-180.0, 180.0), description="angles in degrees")
+    betag: Annotated[Range, _within(0, 100, above=True)] = Field(
+        (0.5, 4.0), description="exponents of generalised Gaussians; around 1 half are drawn below it and half above"
+    )
+    betap: Annotated[Range, _within(0, 100, above=True)] = Field(
+        (1.0, 2.0), description="exponents of plateaus, drawn likewise: of the default range half are 1"
+    )
+    kernel_size: OddSizes = Field((7, 21), description="fewest and most taps, odd")
+
+    @model_validator(mode="after")
+    def _sigma_fits(self) -> BlurOptions:
+        if self.sigma[1] > self.kernel_size[1] / 2:
+            limit = self.kernel_size[1] / 2
+            raise OptionError(f"sigma: {list(self.sigma)!r}, expected at most {limit:g}, half of kernel_size")
+        return self
+
+
+class ResizeOptions(OptionBlock):
+    """A round's resize."""
+
+    prob: Directions = Field(
+        description="of each direction; by default 0.2, 0.7, 0.1, in the second round 0.3, 0.4, 0.3"
+    )
+    scale: Annotated[Range, _within(0, 8, above=True), AfterValidator(_around_one)] = Field(
+        description="least and greatest factor, in the second round relative to the LR size, with 1 between them; "
+        "by default [0.15, 1.5], in the second round [0.3, 1.2]"
+    )
+    modes: Modes = Field(MODES, description="ways of `interpolate`, not antialiased, equally likely")
 
     @property
     def lowest(self) -> float:
         """The smallest factor that can be drawn."""
-        return self.scale[0] if self.prob[DIRECTIONS.index("down")] > 0 else 1.0
+        return self.scale[0] if self.prob.down > 0 else 1.0
 
 
-@dataclass(frozen=True)
-class NoiseOptions:
-    """A round's noise.
+class NoiseOptions(OptionBlock):
+    """A round's noise, Gaussian or Poisson."""
 
-    Attributes:
-        gaussian: Levels of Gaussian noise on the 0–255 scale.
-        poisson: Strengths of Poisson noise, 1 being the photon noise itself.
-        gaussian_prob: Probability of Gaussian noise; else it is Poisson noise.
-        grey_prob: Probability of noise that is equal in all colours.
-    """
-
-    gaussian: Range
-    poisson: Range
-    gaussian_prob: float
-    grey_prob: float
+    gaussian: Annotated[Range, _within(0, 255)] = Field(
+        description="levels on the 0–255 scale; by default [1, 30], in the second round [1, 25]"
+    )
+    poisson: Annotated[Range, _within(0, 100)] = Field(
+        description="strengths, 1 being photon noise; by default [0.05, 3], in the second round [0.05, 2.5]"
+    )
+    gaussian_prob: Prob = Field(0.5, description="of Gaussian noise; else it is Poisson noise")
+    grey_prob: Prob = Field(0.4, description="of noise that all colours share")
 
 
-@dataclass(frozen=True)
-class RoundOptions:
-    """A round: blur, resize, noise and JPEG.
+class JPEGOptions(OptionBlock):
+    """A round's JPEG."""
 
-    Attributes:
-        blur: Its blur.
-        resize: Its resize.
-        noise: Its noise.
-        quality: Its JPEG qualities.
-    """
-
-    blur: BlurOptions
-    resize: ResizeOptions
-    noise: NoiseOptions
-    quality: Range
+    quality: Annotated[Range, _within(1, 100)] = Field((30.0, 95.0), description="any numbers, not whole ones alone")
 
 
-@dataclass(frozen=True)
-class FinalOptions:
-    """What brings an image to its LR size.
+class RoundOptions(OptionBlock):
+    """A round; what its blocks leave out is as in the released training."""
 
-    Attributes:
-        sinc_prob: Probability of a sinc filter after the resize.
-        kernel_size: Fewest and most taps of it, both odd.
-        modes: Ways of resizing, indices into `MODES`, equally likely.
-        jpeg_last_prob: Probability that the second round's JPEG comes after the resize and the sinc filter, instead of
-            before them.
-    """
-
-    sinc_prob: float
-    kernel_size: Sizes
-    modes: tuple[int, ...]
-    jpeg_last_prob: float
+    blur: BlurOptions = Field(description="the blur")
+    resize: ResizeOptions = Field(description="the resize")
+    noise: NoiseOptions = Field(description="the noise")
+    jpeg: JPEGOptions = Field(description="the JPEG")
 
 
-def parse_round(block: Mapping[str, Any] | None, defaults: Mapping[str, Mapping[str, Any]], where: str) -> RoundOptions:
-    """Read a round's block; what it leaves out is as in `defaults`, i.e. `FIRST` or `SECOND`.
+class FinalOptions(OptionBlock):
+    """What brings an image to its LR size."""
+
+    sinc_prob: Prob = Field(0.8, description="of a sinc filter after the resize (cut-off from π/3 to π)")
+    kernel_size: OddSizes = Field((7, 21), description="fewest and most taps of it, odd")
+    modes: Modes = Field(MODES, description="ways of `interpolate` to the LR size, equally likely")
+    jpeg_last_prob: Prob = Field(0.5, description="that the second round's JPEG comes after these, and not before")
+
+
+_ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
+    "first": {
+        "blur": {"prob": 1.0, "sigma": (0.2, 3.0)},
+        "resize": {"prob": {"up": 0.2, "down": 0.7, "keep": 0.1}, "scale": (0.15, 1.5)},
+        "noise": {"gaussian": (1.0, 30.0), "poisson": (0.05, 3.0)},
+        "jpeg": {},
+    },
+    "second": {
+        "blur": {"prob": 0.8, "sigma": (0.2, 1.5)},
+        "resize": {"prob": {"up": 0.3, "down": 0.4, "keep": 0.3}, "scale": (0.3, 1.2)},
+        "noise": {"gaussian": (1.0, 25.0), "poisson": (0.05, 2.5)},
+        "jpeg": {},
+    },
+}
+
+
+def read_round(name: str, block: Mapping[str, Any] | None) -> RoundOptions:
+    """Read the block of the `first` or `second` round; what it leaves out is as in the released training.
 
     Raises:
         OptionError: A key is unknown, or a value cannot be used.
     """
-    return _parse(partial(_round, where, defaults), block, {}, where)
-
-
-def parse_final(block: Mapping[str, Any] | None, where: str) -> FinalOptions:
-    """Read the block of the last steps.
-
-    Raises:
-        OptionError: A key is unknown, or a value cannot be used.
-    """
-    return _parse(partial(_final, where), block, {}, where)
-
-
-def _parse(build: Callable[..., T], block: object, defaults: Mapping[str, Any], where: str) -> T:
-    if block is None:
-        block = {}
-    if not isinstance(block, Mapping):
-        raise OptionError(f"{where}: {block!r}, expected a block of keys and values")
-    return call_with(build, {**defaults, **block}, where)
-
-
-def _round(
-    where: str,
-    defaults: Mapping[str, Mapping[str, Any]],
-    blur: Any = None,
-    resize: Any = None,
-    noise: Any = None,
-    jpeg: Any = None,
-) -> RoundOptions:
-    return RoundOptions(
-        _parse(partial(_blur, f"{where}.blur"), blur, defaults["blur"], f"{where}.blur"),
-        _parse(partial(_resize, f"{where}.resize"), resize, defaults["resize"], f"{where}.resize"),
-        _parse(partial(_noise, f"{where}.noise"), noise, defaults["noise"], f"{where}.noise"),
-        _parse(partial(_jpeg, f"{where}.jpeg"), jpeg, defaults["jpeg"], f"{where}.jpeg"),
-    )
-
-
-def _blur(
-    where: str,
-    prob: Any,
-    sigma: Any,
-    sinc_prob: Any = 0.1,
-    families: Any = _FAMILY_PROBS,
-    theta: Any = (-180.0, 180.0),
-    betag: Any = (0.5, 4.0),
-    betap: Any = (1.0, 2.0),
-    kernel_size: Any = (7, 21),
-) -> BlurOptions:
-    sizes = _odd(kernel_size, f"{where}.kernel_size")
-    low, high = interval(theta, f"{where}.theta", -_MAX_DEGREES, _MAX_DEGREES)
-    return BlurOptions(
-        prob=number(prob, f"{where}.prob", 0, 1),
-        sigma=_above_zero(sigma, f"{where}.sigma", sizes[1] / 2),
-        sinc_prob=number(sinc_prob, f"{where}.sinc_prob", 0, 1),
-        families=_weights(families, FAMILIES, f"{where}.families"),
-        theta=(math.radians(low), math.radians(high)),
-        betag=_above_zero(betag, f"{where}.betag", _MAX_EXPONENT),
-        betap=_above_zero(betap, f"{where}.betap", _MAX_EXPONENT),
-        kernel_size=sizes,
-    )
-
-
-def _resize(where: str, prob: Any, scale: Any, modes: Any = MODES) -> ResizeOptions:
-    low, high = _above_zero(scale, f"{where}.scale", _MAX_RESIZE)
-    if not low <= 1 <= high:
-        raise OptionError(f"{where}.scale: {scale!r}, expected a pair [low, high] with low ≤ 1 ≤ high")
-    return ResizeOptions(_weights(prob, DIRECTIONS, f"{where}.prob"), (low, high), _modes(modes, f"{where}.modes"))
-
-
-def _noise(where: str, gaussian: Any, poisson: Any, gaussian_prob: Any = 0.5, grey_prob: Any = 0.4) -> NoiseOptions:
-    return NoiseOptions(
-        gaussian=interval(gaussian, f"{where}.gaussian", 0, _MAX_NOISE),
-        poisson=interval(poisson, f"{where}.poisson", 0, _MAX_POISSON),
-        gaussian_prob=number(gaussian_prob, f"{where}.gaussian_prob", 0, 1),
-        grey_prob=number(grey_prob, f"{where}.grey_prob", 0, 1),
-    )
-
-
-def _jpeg(where: str, quality: Any) -> Range:
-    return interval(quality, f"{where}.quality", *_QUALITIES)
-
-
-def _final(
-    where: str, sinc_prob: Any = 0.8, kernel_size: Any = (7, 21), modes: Any = MODES, jpeg_last_prob: Any = 0.5
-) -> FinalOptions:
-    return FinalOptions(
-        sinc_prob=number(sinc_prob, f"{where}.sinc_prob", 0, 1),
-        kernel_size=_odd(kernel_size, f"{where}.kernel_size"),
-        modes=_modes(modes, f"{where}.modes"),
-        jpeg_last_prob=number(jpeg_last_prob, f"{where}.jpeg_last_prob", 0, 1),
-    )
-
-
-def _above_zero(value: object, where: str, high: float) -> Range:
-    pair = interval(value, where, 0, high)
-    if pair[0] == 0:
-        raise OptionError(f"{where}: {value!r}, expected numbers above 0")
-    return pair
-
-
-def _odd(value: object, where: str) -> Sizes:
-    ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, value]
-    if len(ends) != 2:
-        raise OptionError(f"{where}: {value!r}, expected an odd number or a pair [low, high] of them")
-    low, high = (integer(end, where, 1) for end in ends)
-    if low > high or low % 2 == 0 or high % 2 == 0:
-        raise OptionError(f"{where}: {value!r}, expected odd numbers, the lower end first")
-    return low, high
-
-
-def _weights(block: object, names: Sequence[str], where: str) -> Weights:
-    """Read a probability per name; names that are left out have none."""
-    if not isinstance(block, Mapping):
-        raise OptionError(f"{where}: {block!r}, expected a block with a probability for each of {', '.join(names)}")
-    for name in block:
-        if name not in names:
-            raise unknown_key(f"{where}.{name}", names)
-    weights = tuple(number(block.get(name, 0.0), f"{where}.{name}", 0, 1) for name in names)
-    if abs(sum(weights) - 1) > _ROUNDING:
-        raise OptionError(f"{where}: the probabilities sum to {sum(weights):g}, expected 1")
-    return weights
-
-
-def _modes(value: object, where: str) -> tuple[int, ...]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list | tuple) or not names:
-        raise OptionError(f"{where}: {value!r}, expected a list of some of {', '.join(MODES)}")
-    for name in names:
-        if name not in MODES:
-            raise unknown_name(where, name, MODES)
-    if len(set(names)) < len(names):
-        raise OptionError(f"{where}: {value!r}, expected each name once")
-    return tuple(MODES.index(name) for name in names)
+    whole: Any = {} if block is None else block
+    if isinstance(whole, Mapping):
+        defaults, given = _ROUNDS[name], {key: value for key, value in whole.items() if value is not None}
+        merged = {k: {**defaults.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in given.items()}
+        whole = {**defaults, **merged}
+    return read_block(RoundOptions, whole, name)

@@ -7,10 +7,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.banded import BandedMatrix, banded
 from bsr_plugins.degradations.kernels import gaussian_profiles
-from bsr_plugins.degradations.noise import GREY_LEVELS
-from bsr_plugins.degradations.resize import reflected_indices
+from bsr_plugins.degradations.params import GREY_LEVELS
+from bsr_plugins.degradations.resize import BandedMatrix, banded, reflected_indices
 
 _RADIUS = 25  # BasicSR names a kernel by its width, made odd: its `radius=50` is this
 _SIGMA = 0.3 * (_RADIUS - 1) + 0.8  # in pixels, as OpenCV derives it from the number of taps

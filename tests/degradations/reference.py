@@ -29,6 +29,23 @@ def gaussian_kernel(lambda1: float, lambda2: float, theta: float, size: int = 21
     return kernel
 
 
+def motion_kernel(length: float, angle: float, size: int = 21) -> Array:
+    """Return max(0, 1 − d) over the taps p = (x, y), d their distance from the nearest point of the path, summing to 1.
+
+    The path is a straight line of `length` − 1 pixels through the centre.
+    """
+    radius, half = size // 2, max(length - 1, 0) / 2
+    direction = np.array([math.cos(angle), math.sin(angle)])
+    kernel = np.zeros((size, size))
+    for y in range(-radius, radius + 1):
+        for x in range(-radius, radius + 1):
+            tap = np.array([x, y])
+            nearest = min(max(float(tap @ direction), -half), half) * direction
+            kernel[radius + y, radius + x] = max(0.0, 1 - math.dist(tap, nearest))
+    kernel /= kernel.sum()
+    return kernel
+
+
 def blur(image: Array, kernel: Array) -> Array:
     """Blur a grey image, shape (H, W), with borders reflected so that the edge pixel is not doubled."""
     height, width = image.shape

@@ -18,15 +18,24 @@ from bsr_plugins.data.demo import TRAIN_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
 from bsr_plugins.degradations import ClassicalDegradation, classical_params, degraded_distance
 from bsr_plugins.errors import BSRError
 from tests.degradations.photographs import crops, dataset
+from tests.degradations.test_motion_blur import motion_params
 
 BLOCKS: dict[str, dict[str, Any]] = {
     "iso": {"blur_iso": {"sigma": [0.2, 4.0]}},
     "aniso": {"blur_aniso": {"sigma": [0.2, 4.0], "theta": [0, 180]}},
     "noise": {"noise": {"level": [0, 25]}},
     "jpeg": {"jpeg": {"quality": [30, 95]}},
+    "motion": {"blur_motion": {"length": [1, 21], "angle": [0, 180]}},
 }
 MEASURED = {"iso": ["lambda1"], "aniso": ["lambda1", "lambda2"], "noise": ["noise_level"], "jpeg": ["jpeg_quality"]}
-LOOK_UP_POINTS = {"iso": 90, "aniso": 11, "noise": 90, "jpeg": 90}  # other places than those calibrated at
+MEASURED["motion"] = ["motion_length"]
+LOOK_UP_POINTS = {
+    "iso": 90,
+    "aniso": 11,
+    "noise": 90,
+    "jpeg": 90,
+    "motion": 45,
+}  # other places than those calibrated at
 DRAWS = 10_000
 BINS = 10
 CHANCE = 0.03  # the coefficient of variation of 10,000 draws from 10 equal bins
@@ -74,6 +83,7 @@ def variations(stage: str, calibrated_on: Tensor, held_out: Tensor) -> tuple[flo
         ("iso", 0.5),
         ("aniso", 1 / 3),
         ("jpeg", 0.5),
+        ("motion", 0.6),
     ],
 )
 def test_distances_are_spread_more_evenly_than_by_uniform_draws(stage: str, part: float) -> None:
@@ -88,7 +98,9 @@ def test_noise_is_spread_no_worse() -> None:
     assert adaptive < 2 * CHANCE
 
 
-@pytest.mark.parametrize(("stage", "part"), [("iso", 1 / 3), ("aniso", 1 / 3), ("jpeg", 1 / 3), ("noise", 1)])
+@pytest.mark.parametrize(
+    ("stage", "part"), [("iso", 1 / 3), ("aniso", 1 / 3), ("jpeg", 1 / 3), ("motion", 1 / 3), ("noise", 1)]
+)
 def test_on_forty_photographs_after_forty_others(stage: str, part: float) -> None:
     files = dataset("train_photos")
     adaptive, uniform = variations(stage, crops(files[0::2], 96, 1), crops(files[1::2], 96, 1))
@@ -107,6 +119,7 @@ def images() -> Tensor:
         ("aniso", [[2.0, 0.5, 1.0]], classical_params(2.0, 0.5, 1.0)),
         ("noise", [[0.0], [12.0]], classical_params(noise_level=[0.0, 12.0])),
         ("jpeg", [[30.0], [80.5]], classical_params(jpeg_quality=[30, 80.5])),
+        ("motion", [[5.0, 0.0], [15.5, 2.0]], motion_params([5.0, 15.5], [0.0, 2.0])),
     ],
 )
 def test_measured_is_the_mean_distance_over_the_images(
@@ -125,6 +138,14 @@ def test_a_pair_of_widths_is_averaged_over_the_angles_of_its_range(images: Tenso
     rows = torch.tensor([[3.0, 0.5, angle] for angle in angles], dtype=torch.float64)
     expected = degradation.measure("aniso", rows, images).mean()
     torch.testing.assert_close(degradation.measure("aniso", rows[:1, :2], images)[0], expected)
+
+
+def test_a_length_of_motion_is_averaged_over_the_angles_of_its_range(images: Tensor) -> None:
+    degradation = ClassicalDegradation(4, blur_motion={"length": [1, 21], "angle": [-90, 0]})
+    angles = [-np.pi / 2 * (step + 0.5) / 4 for step in range(4)]
+    rows = torch.tensor([[9.0, angle] for angle in angles], dtype=torch.float64)
+    expected = degradation.measure("motion", rows, images).mean()
+    torch.testing.assert_close(degradation.measure("motion", rows[:1, :1], images)[0], expected)
 
 
 def adaptive_everywhere(**changes: Any) -> ClassicalDegradation:
@@ -261,6 +282,12 @@ def test_a_calibration_that_does_not_fit_is_refused(
             "aniso",
             {"blur_aniso": {"sigma": [0.2, 4.0], "theta": [0, 90]}},
             f"theta [0.0, {np.pi}], expected [0.0, {np.pi / 2}]",
+        ),
+        ("motion", {"kernel_size": 31}, "kernel_size 21, expected 31"),
+        (
+            "motion",
+            {"blur_motion": {"length": [1, 21], "angle": 0}},
+            f"motion_angle [0.0, {np.pi}], expected [0.0, 0.0]",
         ),
         ("noise", {"kernel_size": 15}, None),  # which noise does not depend on
     ],

@@ -19,7 +19,7 @@ from bsr_plugins.degradations import (
     protocol_settings,
     with_noise_seed,
 )
-from bsr_plugins.degradations.align8 import Align8Degradation
+from bsr_plugins.degradations.protocols import Align8Degradation
 from bsr_plugins.errors import BSRError
 from tests.degradations.photographs import dataset, photograph, views
 from tests.degradations.reference import gaussian_kernel

@@ -64,7 +64,7 @@ def assert_batch_agrees(made: Tensor, x: Tensor, shapes: list[Shape], scale: int
 @pytest.mark.parametrize("border", ["clamp", "mirror"])
 @pytest.mark.parametrize(("scale", "height", "width"), SIZES)
 def test_any_kernel_and_bicubic_equal_the_reference(scale: int, height: int, width: int, border: str) -> None:
-    """Every sample of the batch with a kernel of its own, both views with the same; borders included."""
+    """Every sample of the batch with another kernel, both views with the same; borders included."""
     x = views(height, width, batch=len(SHAPES), count=2)
     assert_batch_agrees(blur_bicubic(x.float(), kernels(*SHAPES).float(), scale, border), x, SHAPES, scale, border)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, build_degradation, classical_params
 from bsr_plugins.degradations.base import Degradation
-from bsr_plugins.degradations.jpeg import jpeg
-from bsr_plugins.degradations.noise import gaussian_noise
+from bsr_plugins.degradations.stages.jpeg import jpeg
+from bsr_plugins.degradations.stages.noise import gaussian_noise
 from bsr_plugins.errors import BSRError
 from tests.degradations import reference
 from tests.degradations.photographs import photograph, views

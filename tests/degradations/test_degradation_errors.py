@@ -44,20 +44,20 @@ BLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"round_to_8bit": 0}, "degradation.round_to_8bit: 0, expected true or false"),
     (
         {"jepg": {"quality": 50}},
-        "degradation.jepg: unknown key, expected one of scale, kernel_size, border, round_to_8bit, blur_iso, "
-        "blur_aniso, noise, jpeg, types, sampler; did you mean 'jpeg'?",
+        "degradation.jepg: unknown key, expected one of scale, kernel_size, border, round_to_8bit, types, "
+        "sampler, blur_iso, blur_aniso, blur_motion, noise, jpeg; did you mean 'jpeg'?",
     ),
-    ({"blur_iso": 2.0}, "degradation.blur_iso: expected a block of options, got 2.0"),
+    ({"blur_iso": 2.0}, "degradation.blur_iso: 2.0, expected a block of keys and values"),
     ({"blur_iso": {}}, "degradation.blur_iso.sigma: the key is missing"),
     (
         {"blur_iso": {"sigmas": [1, 2]}},
-        "degradation.blur_iso.sigmas: unknown key, expected one of sampler, sigma; did you mean 'sigma'?",
+        "degradation.blur_iso.sigmas: unknown key, expected one of sigma, sampler; did you mean 'sigma'?",
     ),
     (
         {"blur_iso": {"sigma": 1, "kernel_size": 7}},
-        "degradation.blur_iso.kernel_size: unknown key, expected one of sampler, sigma",
+        "degradation.blur_iso.kernel_size: unknown key, expected one of sigma, sampler",
     ),
-    ({"blur_iso": {"sigma": 1, 3: 4}}, "degradation.blur_iso.3: unknown key, expected one of sampler, sigma"),
+    ({"blur_iso": {"sigma": 1, 3: 4}}, "degradation.blur_iso.3: unknown key, expected one of sigma, sampler"),
     ({"blur_iso": {"sigma": [0.2, 11]}}, "degradation.blur_iso.sigma: 11, expected a number in [0, 10.5]"),
     ({"blur_iso": {"sigma": -0.1}}, "degradation.blur_iso.sigma: -0.1, expected a number in [0, 10.5]"),
     ({"blur_iso": {"sigma": [4, 0.2]}}, "degradation.blur_iso.sigma: [4, 0.2], expected the lower end first"),
@@ -85,15 +85,15 @@ BLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"jpeg": {"quality": [30, 101]}}, "degradation.jpeg.quality: 101, expected a number in [1, 100]"),
     (
         {"types": ["iso", "anisso"]},
-        "degradation.types: in 'anisso': unknown name 'anisso', expected one of aniso, bicubic, iso, jpeg, noise; "
-        "did you mean 'aniso'?",
+        "degradation.types: in 'anisso': unknown name 'anisso', expected one of aniso, bicubic, iso, jpeg, motion, "
+        "noise; did you mean 'aniso'?",
     ),
     (
         {"types": ["iso + noise"]},
-        "degradation.types: in 'iso + noise': unknown name 'iso ', expected one of aniso, bicubic, iso, jpeg, noise; "
-        "did you mean 'iso'?",
+        "degradation.types: in 'iso + noise': unknown name 'iso ', expected one of aniso, bicubic, iso, jpeg, motion, "
+        "noise; did you mean 'iso'?",
     ),
-    ({"types": ["jpeg"], "jpeg": AWAY}, "degradation.types: 'jpeg' needs the block degradation.jpeg"),
+    ({"types": ["jpeg"], "jpeg": AWAY}, "degradation.types: 'jpeg' needs the block jpeg"),
     ({"types": ["iso+noise+iso"]}, "degradation.types: 'iso+noise+iso', expected each stage once and at most one blur"),
     ({"types": ["iso+aniso"]}, "degradation.types: 'iso+aniso', expected each stage once and at most one blur"),
     ({"types": AWAY}, "degradation.types: 'iso+aniso+noise+jpeg', expected each stage once and at most one blur"),
@@ -163,26 +163,27 @@ def test_images_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
             ClassicalDegradation(4)(torch.zeros(shape), params)
 
 
-WIDTHS = "degradation: expected widths λ1 and λ2 above 0, or both 0 for no blur"
+LEAST, BOTH = "a number of at least 0", "a number above 0, or 0 for no blur where lambda1 is 0"
+QUALITY = "a number in [1, 100], or 0 for none"
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (classical_params(-1.0), WIDTHS),
-        (classical_params(0.0, 1.0), WIDTHS),
-        (classical_params(1.0, 0.0), WIDTHS),
-        (classical_params(math.nan), WIDTHS),
-        (classical_params([1.0, -0.5]), WIDTHS),
-        (classical_params(noise_level=-3.0), "degradation: expected noise levels of at least 0"),
-        (classical_params(noise_level=math.nan), "degradation: expected noise levels of at least 0"),
-        (classical_params(jpeg_quality=0.5), "degradation: expected JPEG qualities in [1, 100], or 0 for none"),
-        (classical_params(jpeg_quality=101), "degradation: expected JPEG qualities in [1, 100], or 0 for none"),
-        (classical_params(jpeg_quality=-1), "degradation: expected JPEG qualities in [1, 100], or 0 for none"),
+        (classical_params(-1.0), f"lambda1 is -1.0, expected {LEAST}"),
+        (classical_params(0.0, 1.0), f"lambda2 is 1.0, expected {BOTH}"),
+        (classical_params(1.0, 0.0), f"lambda2 is 0.0, expected {BOTH}"),
+        (classical_params(math.nan), f"lambda1 is nan, expected {LEAST}"),
+        (classical_params([1.0, -0.5]), f"lambda1 is -0.5, expected {LEAST}"),
+        (classical_params(noise_level=-3.0), f"noise_level is -3.0, expected {LEAST}"),
+        (classical_params(noise_level=math.nan), f"noise_level is nan, expected {LEAST}"),
+        (classical_params(jpeg_quality=0.5), f"jpeg_quality is 0.5, expected {QUALITY}"),
+        (classical_params(jpeg_quality=101), f"jpeg_quality is 101.0, expected {QUALITY}"),
+        (classical_params(jpeg_quality=-1), f"jpeg_quality is -1.0, expected {QUALITY}"),
     ],
 )
 def test_parameters_out_of_range(params: Params, message: str) -> None:
-    with pytest.raises(BSRError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(BSRError, match=f"^degradation: the parameter {re.escape(message)}$"):
         ClassicalDegradation(4)(torch.zeros(len(params["theta"]), 3, 48, 48), params)
 
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations import ClassicalDegradation, classical_params, sigma_align
+from bsr_plugins.degradations import ClassicalDegradation, sigma_align
 from bsr_plugins.degradations.blur import blur, blur_bicubic, separable_blur_bicubic
-from bsr_plugins.degradations.jpeg import jpeg
 from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles
-from bsr_plugins.degradations.noise import gaussian_noise
 from bsr_plugins.degradations.resize import bicubic_resize
+from bsr_plugins.degradations.stages.jpeg import jpeg
+from bsr_plugins.degradations.stages.noise import gaussian_noise
 from tests.degradations.photographs import views
+from tests.degradations.test_motion_blur import motion_params
 
 pytestmark = [
     pytest.mark.cuda,
@@ -22,7 +23,9 @@ pytestmark = [
 DEVICE = "cuda"
 AGREEMENT = 1e-3 / 255
 
-PARAMS = classical_params(
+PARAMS = motion_params(
+    [0.0, 0.0, 0.0, 0.0, 4.5],
+    [0.0, 0.0, 0.0, 0.0, 0.9],
     lambda1=[0.0, 1.5, 3.0, 2.0, 0.0],
     lambda2=[0.0, 1.5, 0.8, 2.0, 0.0],
     theta=[0.0, 0.0, 0.6, 1.0, 0.0],

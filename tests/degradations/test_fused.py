@@ -76,7 +76,7 @@ def test_equals_blur_and_bicubic_one_after_the_other(
 def test_float32_images_go_this_way_and_agree(
     scale: int, height: int, width: int, border: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each sample of a batch with a kernel of its own, both views with the same, and no FFT on the way."""
+    """Each sample of a batch with another kernel, both views with the same, and no FFT on the way."""
     monkeypatch.setattr(blur_module, "blur", None)
     x, kernels = views(height, width, batch=2, count=2), lopsided_kernels(2, 21)
     lambda1, lambda2, theta = torch.tensor([[3.5], [0.8], [0.6]], dtype=torch.float64)

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from bsr_plugins.degradations.jpeg import jpeg
+from bsr_plugins.degradations.stages.jpeg import jpeg
 from tests.degradations.photographs import photograph
 
 Image = NDArray[np.uint8]

@@ -15,8 +15,12 @@ from torch import Tensor
 import bsr_plugins  # noqa: F401  isort: skip  (BasicSR cannot be imported before it)
 from basicsr.data.degradations import bivariate_generalized_Gaussian, bivariate_plateau, circular_lowpass_kernel
 
-from bsr_plugins.degradations.kernel_families import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
-from bsr_plugins.degradations.kernels import gaussian_kernels
+from bsr_plugins.degradations.kernels import (
+    gaussian_kernels,
+    generalized_gaussian_kernels,
+    plateau_kernels,
+    sinc_kernels,
+)
 
 BESSEL = 3e-7  # PyTorch's Bessel function
 SHAPED = [

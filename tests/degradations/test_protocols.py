@@ -10,6 +10,7 @@ import torch
 
 from bsr_plugins.degradations import (
     PROTOCOLS,
+    ClassicalDegradation,
     Params,
     Setting,
     classical_params,
@@ -143,6 +144,7 @@ def test_settings_have_names_for_files_and_can_be_applied(protocol: str, scale: 
 
 def test_the_pipeline_is_the_one_that_the_field_uses() -> None:
     degradation = protocol_degradation("gaussian8", 4)
+    assert isinstance(degradation, ClassicalDegradation)
     assert (degradation.kernel_size, degradation.border, degradation.round_to_8bit) == (21, "clamp", True)
 
 

@@ -244,11 +244,11 @@ def test_a_sampler_is_built_from_its_name_or_its_block() -> None:
         ({"type": ["ads"]}, r"^here\.type: unknown name \['ads'\], expected one of ads, power, uniform"),
         ({"gamma": 2}, r"^here: the key 'type' is missing, expected one of ads, power, uniform$"),
         ({"type": "power", "gama": 2}, r"^here\.gama: unknown key, expected one of gamma; did you mean 'gamma'\?$"),
-        ({"type": "power", "gamma": 0}, r"^sampler\.gamma: 0, expected a number above 0$"),
-        ({"type": "power", "gamma": -1}, r"^sampler\.gamma: -1, expected a number in \[0, 100\]$"),
-        ({"type": "power", "gamma": "2"}, r"^sampler\.gamma: '2', expected a number in \[0, 100\]$"),
-        ({"type": "ads", "grid": 4}, r"^sampler\.grid: 4, expected a whole number at least 5$"),
-        ({"type": "ads", "grid": 9.0}, r"^sampler\.grid: 9\.0, expected a whole number at least 5$"),
+        ({"type": "power", "gamma": 0}, r"^here\.gamma: 0, expected a number above 0$"),
+        ({"type": "power", "gamma": -1}, r"^here\.gamma: -1, expected a number in \[0, 100\]$"),
+        ({"type": "power", "gamma": "2"}, r"^here\.gamma: '2', expected a number in \[0, 100\]$"),
+        ({"type": "ads", "grid": 4}, r"^here\.grid: 4, expected a whole number at least 5$"),
+        ({"type": "ads", "grid": 9.0}, r"^here\.grid: 9\.0, expected a whole number at least 5$"),
     ],
 )
 def test_bad_sampler_blocks(block: object, message: str) -> None:

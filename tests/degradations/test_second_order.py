@@ -19,9 +19,9 @@ from basicsr.utils.img_process_util import filter2D
 from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
-from bsr_plugins.degradations.noise import gaussian_noise, poisson_noise
-from bsr_plugins.degradations.second_order_sampling import KERNELS
-from bsr_plugins.degradations.second_order_stages import draw_up_kernels
+from bsr_plugins.degradations.second_order import kernels_of
+from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from tests.degradations.photographs import photograph, views
 
 GREY_LEVELS = 255
@@ -56,7 +56,7 @@ def draw(count: int = COUNT, seed: int = 3, **values: float) -> Params:
 
 
 def plain_kernel(params: Params, name: str) -> Tensor:
-    """Draw up the kernel of the one sample by BasicSR, float64, (1, 21, 21)."""
+    """Return the kernel of the one sample by BasicSR, float64, (1, 21, 21)."""
     kind, taps = KERNELS[int(params[f"{name}_kernel"])], int(params[f"{name}_taps"])
     if kind == "none":
         pulse = torch.zeros(1, 21, 21, dtype=torch.float64)
@@ -125,7 +125,7 @@ def test_the_samples_of_these_tests_go_every_way() -> None:
 @pytest.mark.parametrize("name", ["first", "second", "final"])
 def test_kernels_are_basicsrs(name: str) -> None:
     params = draw(200)
-    made = draw_up_kernels(params, name, torch.empty(0, dtype=torch.float64))
+    made = kernels_of(params, name, torch.empty(0, dtype=torch.float64))
     for index, kernel in enumerate(made):
         torch.testing.assert_close(kernel, plain_kernel(one(params, index), name)[0], rtol=0, atol=1e-6)
 

@@ -12,7 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-GREY_LEVELS = 255.0
+from bsr_plugins.blocks import interval
+from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params
+from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`, which BasicSR uses
 
@@ -23,20 +25,35 @@ _CELLS = 1024  # parts of [0, 1) of which it is looked up whether they stand for
 _HALF_STEP = 2.0**-25  # of a float32 draw in [0, 1), a multiple of 2^-24
 
 
+@STAGES.register("noise")
+class GaussianNoise(LRStage):
+    """White Gaussian noise, drawn once per pixel and channel: `noise: {level: [0, 25]}`.
+
+    Args:
+        level: Standard deviations on the 0–255 scale, in [0, 255].
+        sampler: The sampler.
+    """
+
+    columns = ("noise_level",)
+    order = 100
+
+    def __init__(self, level: Interval, sampler: Block = "uniform") -> None:
+        super().__init__(sampler, interval(level, "level", 0.0, GREY_LEVELS))
+
+    @classmethod
+    def change(cls, lq: Tensor, params: Params) -> Tensor:
+        """See `LRStage.change`."""
+        return gaussian_noise(lq, params["noise_level"], params[SEED])
+
+
 def gaussian_noise(x: Tensor, level: Tensor, seed: Tensor, grey: Tensor | None = None) -> Tensor:
     """Add white Gaussian noise, drawn once per pixel and channel; the sum is neither clamped nor rounded.
-
-    The field of a sample is drawn by a generator of its own on the CPU, so that it depends neither on the rest of the
-    batch nor on the device.
 
     Args:
         x: Images in [0, 1], shape (B, …); with `grey` (B, …, C, H, W).
         level: Standard deviations on the 0–255 scale, shape (B,), ≥ 0; 0 leaves the sample as it is.
         seed: A seed in [0, 2^63) for each sample, int64, shape (B,).
         grey: Whether all channels of an image share one field, bool, shape (B,). None: nowhere.
-
-    Returns:
-        Tensor: Noisy images, shape of `x`.
     """
     noisy = [index for index, value in enumerate(level.tolist()) if value > 0]
     if not noisy:
@@ -56,20 +73,15 @@ def poisson_noise(x: Tensor, scale: Tensor, seed: Tensor, grey: Tensor | None = 
     See BasicSR's `generate_poisson_noise_pt`.
 
     Ours is how a pixel's count is found: it is the Poisson quantile of one uniform number (24 bits) drawn for that
-    pixel, by a generator for each sample on the CPU. So the noise of a sample does not depend on the rest of the batch;
-    and where another device rounds a pixel to the neighbouring level, that pixel's noise changes by about that level
-    and no other pixel's does (unless it moves n past a power of two).
+    pixel. So where another device rounds a pixel to the neighbouring level, that pixel's noise changes by about that
+    level and no other pixel's does (unless it moves n past a power of two).
 
     Args:
-        x: RGB images in [0, 1], shape (B, …, 3, H, W); n is counted for each image (view) of its own. The noise takes
-            no part in gradients.
+        x: RGB images in [0, 1], shape (B, …, 3, H, W); n is counted for each image (view). The noise takes no part in
+            gradients.
         scale: Factors on the noise, shape (B,), ≥ 0; 0 leaves the sample as it is.
-        seed: A seed in [0, 2^63) for each sample, int64, shape (B,).
-        grey: Whether the noise is made of the image's luma and is the same for all channels, bool, shape (B,).
-            None: nowhere.
-
-    Returns:
-        Tensor: Noisy images, shape of `x`.
+        seed: As in `gaussian_noise`.
+        grey: Whether the noise is made of the image's luma and is the same for all channels, as there.
     """
     noisy = [index for index, value in enumerate(scale.tolist()) if value > 0]
     if not noisy:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bsr_plugins.analysis.plain_second_order import PlainSecondOrder
 from bsr_plugins.degradations import Params, SecondOrderDegradation
-from bsr_plugins.degradations.second_order_sampling import KERNELS
-from bsr_plugins.degradations.second_order_stages import draw_up_kernels
+from bsr_plugins.degradations.second_order import kernels_of
+from bsr_plugins.degradations.second_order_params import KERNELS
 
 COUNT = 12_000
 DEVIATIONS = 4.5  # of a normal variable: 1 in 150,000
@@ -154,7 +154,7 @@ def test_what_is_drawn_once_a_batch() -> None:
     degradation, generator = SecondOrderDegradation(4), torch.Generator().manual_seed(1)
     batches = [degradation.sample(8, generator) for _ in range(600)]
     columns = {name: torch.stack([params[name] for params in batches]) for name in batches[0]}
-    # whether it is of one kind or another is shared, though the values are an image's own
+    # whether it is of one kind or another is shared, though the values differ from image to image
     for name in ROUNDS:
         columns[f"{name} is noisy by photons"] = columns[f"{name}_poisson"] > 0
         columns[f"{name} blurs"] = columns[f"{name}_kernel"] != 0
@@ -233,7 +233,7 @@ def test_kernels_are_distributed_as_those_of_basicsr(drawn: Params) -> None:
     axis = torch.arange(-10, 11, dtype=torch.float64)
     for name, theirs in {"first": "kernel1", "second": "kernel2", "final": "sinc_kernel"}.items():
         params = {key: column[drawn["second_kernel"] != 0][:count] for key, column in drawn.items()}
-        ours = draw_up_kernels(params, name, torch.empty(0, dtype=torch.float64))
+        ours = kernels_of(params, name, torch.empty(0, dtype=torch.float64))
         assert ours.shape == basicsr[theirs].shape == (count, 21, 21)
         for weights in ("centre", "neighbour", "xx", "xy"):
             measured = []

@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsr_plugins.blocks import interval
+from bsr_plugins.degradations.params import GREY_LEVELS, Params, check_quality
+from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
+
 _BLOCK = 8
-_LEVELS = 255.0
 _CENTRE = 128.0
 
 # Tables K.1 and K.2 of ITU-T T.81, the ones that libjpeg scales by quality.
@@ -59,6 +62,33 @@ _DCT_GAIN = 8  # coefficients come out in eighths
 _NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixels
 
 
+@STAGES.register("jpeg")
+class JPEG(LRStage):
+    """Baseline JPEG: `jpeg: {quality: [30, 95]}`.
+
+    Args:
+        quality: Qualities in [1, 100]; any number in the range is drawn, not whole ones alone, so that a sampler can be
+            even.
+        sampler: The sampler.
+    """
+
+    columns = ("jpeg_quality",)
+    order = 200
+
+    def __init__(self, quality: Interval, sampler: Block = "uniform") -> None:
+        super().__init__(sampler, interval(quality, "quality", 1, 100))
+
+    @classmethod
+    def check(cls, params: Params) -> None:
+        """See `Stage.check`."""
+        check_quality(params, "jpeg_quality")
+
+    @classmethod
+    def change(cls, lq: Tensor, params: Params) -> Tensor:
+        """See `LRStage.change`."""
+        return jpeg(lq, params["jpeg_quality"])
+
+
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """Compress and decompress images.
 
@@ -72,14 +102,14 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """
     height, width = x.shape[-2:]
     quality = quality.to(x.device, torch.float64)
-    levels = torch.round(x.to(torch.float64).clamp(0, 1) * _LEVELS)
+    levels = torch.round(x.to(torch.float64).clamp(0, 1) * GREY_LEVELS)
     planes = _to_ycbcr(levels).reshape(x.shape[0], -1, 3, height, width)
 
     luma = _code(planes[:, :, :1], _table(_LUMA, quality))[..., :height, :width]
     chroma = _code(_halve(planes[:, :, 1:]), _table(_CHROMA, quality))
     chroma = _double(chroma[..., : -(-height // 2), : -(-width // 2)])[..., :height, :width]
 
-    return (_to_rgb(luma, chroma - _CENTRE) / _LEVELS).to(x.dtype).reshape(x.shape)
+    return (_to_rgb(luma, chroma - _CENTRE) / GREY_LEVELS).to(x.dtype).reshape(x.shape).contiguous()
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -98,7 +128,7 @@ def _to_ycbcr(rgb: Tensor) -> Tensor:
 
 
 def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
-    return (luma + _shift(_mix(_CHROMA_TO_RGB, chroma), _COLOUR_BITS)).clamp(0, _LEVELS)
+    return (luma + _shift(_mix(_CHROMA_TO_RGB, chroma), _COLOUR_BITS)).clamp(0, GREY_LEVELS)
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
@@ -122,7 +152,7 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
 
     decoded = _shift(dct.T @ (quantised * step / _DCT_GAIN), _DCT_BITS - _PASS_BITS)
     decoded = _shift(decoded @ dct, _DCT_BITS + _PASS_BITS + 3)  # 3: both passes gain √8
-    decoded = (decoded + _CENTRE).clamp(0, _LEVELS)
+    decoded = (decoded + _CENTRE).clamp(0, GREY_LEVELS)
     return decoded.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
 

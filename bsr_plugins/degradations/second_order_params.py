@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.base import Params
+from bsr_plugins.degradations.params import MAX_SEED, Params, check_quality, require
 from bsr_plugins.degradations.second_order_options import (
     DIRECTIONS,
     FAMILIES,
@@ -27,7 +27,6 @@ from bsr_plugins.degradations.second_order_options import (
     RoundOptions,
     Sizes,
 )
-from bsr_plugins.errors import BSRError
 
 KERNELS = ("none", *FAMILIES, "sinc")
 """What a parameter `…_kernel` counts."""
@@ -38,25 +37,18 @@ PLATEAU = tuple(KERNELS.index(name) for name in ("plateau_iso", "plateau_aniso")
 _GENERALIZED = tuple(KERNELS.index(name) for name in ("generalized_iso", "generalized_aniso"))
 _ANISOTROPIC = tuple(KERNELS.index(name) for name in ("aniso", "generalized_aniso", "plateau_aniso"))
 
-_MAX_SEED = (1 << 63) - 1
 _LARGE_TAPS = 13  # sinc kernels with at least so many taps can hold lower frequencies
-_LOWEST_CUTOFF = {"small": math.pi / 3, "large": math.pi / 5}
+_LOWEST, _LOWEST_OF_LARGE = math.pi / 3, math.pi / 5  # cut-off
 _GAUSSIAN_BETA = 1.0
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws columns of parameters, shape (batch,).
-
-    Attributes:
-        batch: Samples.
-        per_sample: Whether what `shared=True` asks for is drawn for every sample, too, instead of once.
-        generator: A CPU generator.
-    """
+    """Draws columns of parameters, shape (batch,)."""
 
     batch: int
-    per_sample: bool
-    generator: torch.Generator
+    per_sample: bool  # whether what `shared=True` asks for is drawn for every sample, too, instead of once
+    generator: torch.Generator  # of the CPU
 
     def units(self, shared: bool = False) -> Tensor:
         """Draw from U[0, 1), float64."""
@@ -84,9 +76,13 @@ class Draws:
         """Draw odd numbers between two of them, int64."""
         return self.one_of(range(sizes[0], sizes[1] + 1, 2))
 
+    def mode(self, names: Sequence[str]) -> Tensor:
+        """Draw the numbers of ways of resizing, int64."""
+        return self.one_of([MODES.index(name) for name in names], shared=True)
+
     def seeds(self) -> Tensor:
         """Draw seeds in [0, 2^63), int64."""
-        return torch.randint(_MAX_SEED, (self.batch,), generator=self.generator)
+        return torch.randint(MAX_SEED, (self.batch,), generator=self.generator)
 
 
 def draw_round(name: str, options: RoundOptions, draws: Draws) -> Params:
@@ -95,7 +91,7 @@ def draw_round(name: str, options: RoundOptions, draws: Draws) -> Params:
         **_draw_blur(options.blur, draws),
         **_draw_resize(options.resize, draws),
         **_draw_noise(options.noise, draws),
-        "quality": draws.uniform(*options.quality),
+        "quality": draws.uniform(*options.jpeg.quality),
     }
     return {f"{name}_{key}": column for key, column in columns.items()}
 
@@ -104,12 +100,12 @@ def draw_final(options: FinalOptions, draws: Draws) -> Params:
     """Draw the parameters of the last steps, under names that begin with `final_`."""
     filtered = draws.chance(options.sinc_prob)
     taps = draws.odd(options.kernel_size)
-    cutoff = draws.uniform(_LOWEST_CUTOFF["small"], math.pi)
+    cutoff = draws.uniform(_LOWEST, math.pi)
     return {
         "final_kernel": torch.where(filtered, SINC, NONE),
         "final_taps": taps.where(filtered, 0),
         "final_cutoff": cutoff.where(filtered, 0.0),
-        "final_mode": draws.one_of(options.modes, shared=True),
+        "final_mode": draws.mode(options.modes),
         "final_jpeg_last": draws.chance(options.jpeg_last_prob, shared=True),
     }
 
@@ -126,47 +122,39 @@ def check_params(params: Params) -> None:
         BSRError: One is out of range.
     """
     for name in ("first", "second", "final"):
-        kinds, taps, cutoff = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff"))
+        kinds, taps, cutoff, mode = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff", "mode"))
         known = is_among(kinds, (NONE, SINC) if name == "final" else range(len(KERNELS)))
-        _require(params, f"{name}_kernel", known, "the number of a kernel")
-        _require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
-        allowed = (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi)
-        _require(params, f"{name}_cutoff", allowed, "a number in (0, π]")
-        modes = params[f"{name}_mode"]
-        _require(params, f"{name}_mode", (modes >= 0) & (modes < len(MODES)), "the number of a mode")
+        require(params, f"{name}_kernel", known, "the number of a kernel")
+        require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
+        require(params, f"{name}_cutoff", (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi), "a number in (0, π]")
+        require(params, f"{name}_mode", (mode >= 0) & (mode < len(MODES)), "the number of a mode")
     for name in ("first", "second"):
         unshaped = ~is_among(params[f"{name}_kernel"], GAUSSIAN + PLATEAU)
         for key in ("lambda1", "lambda2", "beta"):
-            _require(params, f"{name}_{key}", unshaped | (params[f"{name}_{key}"] > 0), "a number above 0")
-        _require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
+            require(params, f"{name}_{key}", unshaped | (params[f"{name}_{key}"] > 0), "a number above 0")
+        require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
         for key in ("gaussian", "poisson"):
-            _require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
-        quality = params[f"{name}_quality"]
-        coded = (quality == 0) | (quality >= 1) & (quality <= 100)
-        _require(params, f"{name}_quality", coded, "a number in [1, 100], or 0 for none")
-
-
-def _require(params: Params, name: str, fine: Tensor, expected: str) -> None:
-    if not bool(fine.all()):
-        raise BSRError(f"degradation: the parameter {name} is {params[name][~fine][0].item()}, expected {expected}")
+            require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
+        check_quality(params, f"{name}_quality")
 
 
 def _draw_blur(options: BlurOptions, draws: Draws) -> Params:
     taps = draws.odd(options.kernel_size)
-    family = draws.choice(options.families) + KERNELS.index(FAMILIES[0])
+    family = draws.choice(options.families.weights) + KERNELS.index(FAMILIES[0])
     kernel = torch.where(draws.chance(options.sinc_prob), SINC, family)
     kernel = kernel.where(draws.chance(options.prob, shared=True), NONE)
     shaped, turned = is_among(kernel, GAUSSIAN + PLATEAU), is_among(kernel, _ANISOTROPIC)
+    angles = (math.radians(options.theta[0]), math.radians(options.theta[1]))
     lambda1, lambda2 = draws.uniform(*options.sigma), draws.uniform(*options.sigma)
     betag, betap = (_draw_exponents(exponents, draws) for exponents in (options.betag, options.betap))
     beta = betag.where(is_among(kernel, _GENERALIZED), betap.where(is_among(kernel, PLATEAU), _GAUSSIAN_BETA))
-    lowest = torch.where(taps < _LARGE_TAPS, _LOWEST_CUTOFF["small"], _LOWEST_CUTOFF["large"])
+    lowest = torch.where(taps < _LARGE_TAPS, _LOWEST, _LOWEST_OF_LARGE)
     return {
         "kernel": kernel,
         "taps": taps.where(kernel != NONE, 0),
         "lambda1": lambda1.where(shaped, 0.0),
         "lambda2": lambda2.where(turned, lambda1).where(shaped, 0.0),
-        "theta": draws.uniform(*options.theta).where(turned, 0.0),
+        "theta": draws.uniform(*angles).where(turned, 0.0),
         "beta": beta.where(shaped, 0.0),
         "cutoff": draws.uniform(lowest, math.pi).where(kernel == SINC, 0.0),
     }
@@ -183,10 +171,10 @@ def _draw_exponents(exponents: Range, draws: Draws) -> Tensor:
 
 def _draw_resize(options: ResizeOptions, draws: Draws) -> Params:
     low, high = options.scale
-    direction, part = draws.choice(options.prob, shared=True), draws.units(shared=True)
+    direction, part = draws.choice(options.prob.weights, shared=True), draws.units(shared=True)
     up, down = 1 + (high - 1) * part, low + (1 - low) * part
     scale = up.where(direction == DIRECTIONS.index("up"), down.where(direction == DIRECTIONS.index("down"), 1.0))
-    return {"resize": scale, "mode": draws.one_of(options.modes, shared=True)}
+    return {"resize": scale, "mode": draws.mode(options.modes)}
 
 
 def _draw_noise(options: NoiseOptions, draws: Draws) -> Params:
