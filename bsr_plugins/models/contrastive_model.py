@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC
 from typing import Annotated, Any
 
-from annotated_types import Ge
 from pydantic import Field
 from torch import Tensor, distributed, nn
 
@@ -27,7 +26,7 @@ class EncoderPhase(OptionBlock):
 
     iters: Whole = Field(default=0, ge=0, description="How many they are; 0 for none.")
     lr: float = Field(default=1e-3, ge=0, description="The learning rate at first.")
-    milestones: list[Annotated[Whole, Ge(1)]] = Field(
+    milestones: list[Annotated[Whole, Field(ge=1)]] = Field(
         default=[], description="After how many iterations the learning rate is multiplied by `gamma`."
     )
     gamma: float = Field(default=0.1, ge=0, le=1, description="The factor at each of `milestones`.")

@@ -10,7 +10,6 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import annotated_types as limits
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -117,11 +116,8 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _range(metadata: list[Any]) -> str:
-    bounds: dict[str, Any] = {}
-    for one in metadata:
-        for name in ("ge", "gt", "le", "lt"):
-            if isinstance(one, {"ge": limits.Ge, "gt": limits.Gt, "le": limits.Le, "lt": limits.Lt}[name]):
-                bounds[name] = getattr(one, name)
+    names = ("ge", "gt", "le", "lt")
+    bounds = {name: value for one in metadata for name in names if (value := getattr(one, name, None)) is not None}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
         return f" in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"

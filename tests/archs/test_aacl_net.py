@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from runpy import run_path
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from bsr_plugins.archs import BACKBONES, AACLNet, ContrastiveEncoder
 from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import OptionError
+from tests.helpers.examples import example_file
 
-OUTSIDE = Path(__file__).with_name("outside")
 SMALL: dict[str, Any] = {"num_feat": 8, "num_group": 2, "num_block": 2, "encoder_num_feat": 4}
 
 
@@ -99,7 +98,7 @@ def test_stock_basicsr_builds_it() -> None:
 
 @pytest.fixture
 def backbone_from_outside() -> Iterator[None]:
-    run_path(str(OUTSIDE / "my_backbone.py"))
+    run_path(str(example_file("my_backbone")))
     yield
     del BACKBONES["mine"]
 
@@ -120,7 +119,7 @@ def test_a_further_backbone_is_one_file_with_arguments_of_its_own() -> None:
 
 
 def test_an_arch_from_outside_is_one_file() -> None:
-    run_path(str(OUTSIDE / "my_arch.py"))
+    run_path(str(example_file("my_arch")))
     try:
         net = build_from_block({"type": "TinyBlindSR", "upscale": 3}, dict(iter(ARCH_REGISTRY)), "network_g").eval()
         sr, representation = net(noise_image(2, 3, 6, 7), return_representation=True)

@@ -7,7 +7,6 @@ import json
 import math
 import runpy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +35,7 @@ from bsr_plugins.degradations.params import require
 from bsr_plugins.errors import BSRError, OptionError
 from tests.degradations import reference
 from tests.degradations.photographs import crops, views
+from tests.helpers.examples import example_file
 
 
 class Darkening(LRStage):
@@ -66,8 +66,8 @@ def registries_as_they_were() -> Iterator[None]:
 
 
 def example(name: str) -> dict[str, Any]:
-    """Run an example's file, which registers what it holds, and return its names."""
-    return runpy.run_path(str(Path(__file__).parent / "outside" / f"{name}.py"), run_name=name)
+    """Run a file of the guide, which registers what it holds, and return its names."""
+    return runpy.run_path(str(example_file(name)), run_name=name)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.errors import OptionError
-from tests.models.extensions import edge_loss, noisy_model
+from tests.helpers.examples import load_example
 
 if TYPE_CHECKING:
     from tests.conftest import Options
@@ -21,6 +21,7 @@ Step = Callable[[Any, Tensor, int], None]
 
 def test_a_loss_is_its_file_and_its_block(opt: Options, make_model: Make, views: Tensor, step: Step) -> None:
     """In AACL, whose encoder learns alone at first."""
+    edge_loss = load_example("edge_loss")
     opt["train"]["edge_opt"] = {"type": "EdgeLoss", "loss_weight": 0.5}
     model = make_model(opt)
     assert isinstance(model.losses["edge_opt"].module, edge_loss.EdgeLoss)
@@ -35,6 +36,7 @@ def test_a_loss_is_its_file_and_its_block(opt: Options, make_model: Make, views:
 
 
 def test_a_model_is_its_file_and_its_key(blind_opt: Options, make_model: Make, views: Tensor, step: Step) -> None:
+    noisy_model = load_example("noisy_model")
     plain = make_model(blind_opt)
     blind_opt |= {"model_type": "NoisyModel"}
     silent = make_model(blind_opt)
