@@ -23,7 +23,7 @@ def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "cons
     The plain way is one `conv2d` with groups = batch × channels, over a padded copy. On a CPU the copies that it makes
     of whole batches cost more than the sums, in the backward pass above all. There this one goes in passes over few
     enough planes that a cache holds them, backwards too, and keeps no padded copy; every sum is the same
-    (`tools/bench_train_step.py` measures both). Elsewhere, and where a compiler looks on, it is the plain way.
+    (`tools/bench/train_step.py` measures both). Elsewhere, and where a compiler looks on, it is the plain way.
 
     Args:
         x: Features (B, C, H, W).

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def test_prints_a_row_for_every_regulariser(project: Project) -> None:
     outcome = project.python(
-        "tools/bench_alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
+        "tools/bench/alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
     )
     assert outcome.status == 0, outcome.output
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
@@ -26,6 +26,6 @@ def test_prints_a_row_for_every_regulariser(project: Project) -> None:
 
 
 def test_bad_arguments_end_in_one_line(project: Project) -> None:
-    outcome = project.python("tools/bench_alignment.py", "--repeats", "0")
+    outcome = project.python("tools/bench/alignment.py", "--repeats", "0")
     assert outcome.status == 2
     assert outcome.output.splitlines()[-1].endswith("expected whole numbers above 0")

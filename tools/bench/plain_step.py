@@ -23,13 +23,13 @@ from skimage import data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
 from bsr_plugins.archs import ReDSR, ReDSRDegrader
 from bsr_plugins.archs.da_conv import DAConv
 from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
 from bsr_plugins.degradations import ClassicalDegradation, Params, classical_params
 from bsr_plugins.degradations.resize import border_indices
 from bsr_plugins.losses import EnergyDistanceLoss, ModulatedL1Loss, redegradation_distance
+from plain_degradations import gaussian_kernels_of, plain_blur_bicubic
 
 SCALE = 4
 KERNEL_SIZE = 21

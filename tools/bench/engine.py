@@ -1,6 +1,6 @@
 """Time an iteration under this package's training pipeline against one under BasicSR's.
 
-`python tools/bench_engine.py` prints a Markdown table. Every run is a process of its own on the same options, without
+`python tools/bench/engine.py` prints a Markdown table. Every run is a process of its own on the same options, without
 validation and TensorBoard; the pipelines take turns. An iteration's time is from one batch that the model takes to the
 next, so loading, the step, the checks of its numbers and logging are all in it; the medians over all iterations of all
 runs are compared, those at the beginning of a run left out. The last column gives the smallest and the largest ratio of
@@ -29,8 +29,9 @@ import basicsr.train
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from bsr_plugins import engine
+from command_line import bench_parser, heading
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PIPELINES: dict[str, Callable[[str], None]] = {
     "stock": basicsr.train.train_pipeline,
     "engine": engine.train_pipeline,
@@ -115,7 +116,7 @@ def row(run: str, args: argparse.Namespace) -> str:
 
 def main() -> None:
     """Read the arguments, time, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train")
     parser.add_argument("--iterations", type=int, default=60, help=f"of each run; the first {WARM_UP} do not count")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -128,7 +129,7 @@ def main() -> None:
         run, pipeline = args.child
         train(run, pipeline, args.iterations, args.batch_size)
         return
-    print("| run | iterations | stock, ms | engine, ms | ratio | of pairs |\n|---|---|---|---|---|---|", flush=True)
+    print(heading(("run", "iterations", "stock, ms", "engine, ms", "ratio", "of pairs")), flush=True)
     for run in args.runs:
         print(row(run, args), flush=True)
 

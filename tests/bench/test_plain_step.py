@@ -10,8 +10,9 @@ import torch
 from basicsr.models import build_model
 from torch import Tensor
 
-from bsr_plugins.analysis import plain_step
-from bsr_plugins.analysis.plain_step import (
+import plain_step
+from bsr_plugins.archs.da_conv import DAConv
+from plain_step import (
     SIZES,
     WAYS,
     Batch,
@@ -24,7 +25,6 @@ from bsr_plugins.analysis.plain_step import (
     parts,
     photograph_batch,
 )
-from bsr_plugins.archs.da_conv import DAConv
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Project
@@ -181,7 +181,8 @@ def test_the_batch_has_a_kernel_for_each_image() -> None:
 def test_memory_is_that_of_the_process_alone(project: Project) -> None:
     held = bytearray(b"x" * 4 * TOUCHED)  # makes this process, which starts the other, the larger one
     lines = [
-        "from bsr_plugins.analysis.plain_step import _peak_resident",
+        "import sys; sys.path.insert(0, 'tools/bench')",
+        "from plain_step import _peak_resident",
         "before = _peak_resident()",
         f"bytearray({TOUCHED})[::4096] = b'x' * {TOUCHED // 4096}",  # given back at once, but there at the peak
         "print('needed', _peak_resident() - before)",

@@ -15,8 +15,8 @@ ARGUMENTS = ("--iterations", "12", "--batch-size", "1", "--repeats", "1")
 
 
 def test_prints_the_ratio_of_a_run(project: Project) -> None:
-    shutil.copytree(Path(__file__).parents[1] / "options", project.root / "options")
-    outcome = project.python("tools/bench_engine.py", "--runs", "sr", *ARGUMENTS)
+    shutil.copytree(Path(__file__).parents[2] / "options", project.root / "options")
+    outcome = project.python("tools/bench/engine.py", "--runs", "sr", *ARGUMENTS)
     assert outcome.status == 0, outcome.output
     (row,) = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
     name, iterations, stock, own, ratio, of_pairs = row
@@ -26,6 +26,6 @@ def test_prints_the_ratio_of_a_run(project: Project) -> None:
 
 
 def test_bad_arguments_end_in_one_line(project: Project) -> None:
-    outcome = project.python("tools/bench_engine.py", "--iterations", "11")
+    outcome = project.python("tools/bench/engine.py", "--iterations", "11")
     assert outcome.status == 2
     assert outcome.output.splitlines()[-1].endswith("expected --iterations of at least 12, and whole numbers above 0")

@@ -1,6 +1,6 @@
 """Time the degradations against the plain way, and against BasicSR's own.
 
-`python tools/bench_degradations.py` prints three Markdown tables. The first two are about the classical degradation:
+`python tools/bench/degradations.py` prints three Markdown tables. The first two are about the classical degradation:
 the greatest differences from the plain way, and the times of both. The plain way is a grouped `conv2d` over the
 reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as training calls it. Both draw up
 their kernels from the same parameters; the last column leaves that, and what else comes with a call of the degradation,
@@ -23,13 +23,13 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
-from bsr_plugins.analysis.plain_second_order import PlainSecondOrder
-from bsr_plugins.analysis.timing import time_in_turn
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
 from bsr_plugins.degradations.kernels import gaussian_profiles
 from bsr_plugins.degradations.resize import BORDERS, border_indices
+from command_line import bench_parser, heading, parse
+from plain_degradations import PlainSecondOrder, gaussian_kernels_of, plain_blur_bicubic
+from timing import synchronizer, time_in_turn
 
 AGREEMENT = 1e-3  # grey levels
 GREY_LEVELS = 255
@@ -110,7 +110,7 @@ def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
         },
         case.repeats,
         case.calls,
-        torch.cuda.synchronize if x.is_cuda else None,
+        synchronizer(x.device.type),
     )
     plain, ours, plain_given, ours_given = timings.values()
     ratios = plain.median / ours.median, plain.best / ours.best, plain_given.median / ours_given.median
@@ -132,7 +132,7 @@ def time_second_order(x: Tensor, scale: int, usm: bool, repeats: int, calls: int
         },
         repeats,
         calls,
-        torch.cuda.synchronize if x.is_cuda else None,
+        synchronizer(x.device.type),
     )
     plain, ours = timings.values()
     return f"{plain.median:.1f} | {ours.median:.1f} | {plain.median / ours.median:.1f}"
@@ -143,8 +143,7 @@ def print_second_order(args: argparse.Namespace, device: torch.device) -> None:
     few = -(-args.repeats // 20)
     x = photographs(args.batch, 1, args.size, args.size).to(device, torch.float32)[:, 0]
     print(f"\nSecond order, {args.batch} images of 3×{args.size}×{args.size}, scale {args.scale}, {device}.\n")
-    print("| pipeline | threads | BasicSR, ms | ours, ms | ratio |")
-    print("|---|---|---|---|---|")
+    print(heading(("pipeline", "threads", "BasicSR, ms", "ours, ms", "ratio")))
     # sharpening takes BasicSR so long that what is drawn hardly matters; without it, a run averages over draws
     for name, usm, repeats, calls in (
         ("whole", True, few, 1),
@@ -157,7 +156,7 @@ def print_second_order(args: argparse.Namespace, device: torch.device) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to time with")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", type=int, default=256, help="side of the HR images, a multiple of the scale")
@@ -167,11 +166,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=40, help="timed runs of single calls on one image; of others fewer"
     )
-    args = parser.parse_args()
-    if min(*args.threads, args.scale, args.batch, args.views, args.repeats) < 1:
-        parser.error("expected whole numbers above 0")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
+    args = parse(parser, "threads", "scale", "batch", "views", "repeats")
     smallest = max(4 * KERNEL_SIZE, SecondOrderDegradation(args.scale).smallest_side())
     if args.size % args.scale or args.size < smallest:
         parser.error(f"--size {args.size}: expected a multiple of {args.scale}, at least {smallest}")
@@ -184,7 +179,7 @@ def main() -> int:
     device = torch.device(args.device)
     torch.set_num_threads(args.threads[0])
     agreement = differences(args.size, args.scale, device)
-    print("| HR images | kernel | border | greatest difference, grey levels |\n|---|---|---|---|")
+    print(heading(("HR images", "kernel", "border", "greatest difference, grey levels")))
     for images, kind, border, difference in agreement:
         print(f"| {images} | {kind} | {border} | {difference:.1e} |")
     worst = max(difference for *_, difference in agreement)
@@ -195,8 +190,8 @@ def main() -> int:
     print(
         f"Images of 3×{args.size}×{args.size}, kernels of {KERNEL_SIZE}×{KERNEL_SIZE}, scale {args.scale}, {device}.\n"
     )
-    print("| HR images | kernel | threads | plain, ms | ours, ms | ratio | of best runs | kernels given |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("kernel", "threads", "plain, ms", "ours, ms", "ratio", "of best runs", "kernels given")
+    print(heading(("HR images", *columns)))
     few = -(-args.repeats // 4)
     for case in (
         Case("one, calls in a row", 1, 1, few, CALLS_IN_A_ROW),
