@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from bsr_plugins.analysis.alignment_study import VARIANTS, Figures, Study, run_variant
 from bsr_plugins.analysis.study_images import DEMO, split_photographs
-from bsr_plugins.data.image_files import ImageFile
-from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.image_files import ImageFile, read_image
 from bsr_plugins.errors import BSRError
 
 Results = Mapping[tuple[str, int], tuple[Figures, Figures]]

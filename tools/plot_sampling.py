@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bsr_plugins.analysis.sampling import measure_spreads, plot_spreads
-from bsr_plugins.data.calibration_patches import draw_calibration_patches
 from bsr_plugins.data.dataset_options import PatchOptions
+from bsr_plugins.data.patches import draw_calibration_patches
 from bsr_plugins.errors import BSRError
 
 SAMPLERS: dict[str, str | dict[str, Any]] = {

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bsr_plugins.data.decode import Pixels
+from bsr_plugins.data.decode import Pixels, to_tensor
 from bsr_plugins.data.image_files import ImageFile, find_images
-from bsr_plugins.data.patches import random_crop, random_flip, to_tensor
+from bsr_plugins.data.patches import random_crop, random_flip
 from bsr_plugins.errors import BadImageError, OptionError
 from bsr_plugins.seeding import generator_at
 

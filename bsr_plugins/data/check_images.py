@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from bsr_plugins.blocks import integer
-from bsr_plugins.data.decode import DepthError, Pixels, decode
+from bsr_plugins.data.decode import HEADER_ERRORS, DepthError, Pixels, decode, kinds_of_image
 from bsr_plugins.data.image_files import (
     ENDINGS,
     LMDB_ENDING,
@@ -21,10 +21,9 @@ from bsr_plugins.data.image_files import (
     files_in_folder,
     images_in_lmdb,
     name_below,
+    read_bytes,
 )
-from bsr_plugins.data.image_reading import read_bytes
-from bsr_plugins.data.unusual_images import HEADER_ERRORS, kinds_of_image
-from bsr_plugins.data.worker_pool import worker_pool
+from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.errors import BadImageError, OptionError
 
 _LISTED = 5

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
-from bsr_plugins.data.positioned_index import PositionedIndex
-from bsr_plugins.data.train_patches import TrainPatches
+from bsr_plugins.data.patches import TrainPatches
+from bsr_plugins.data.positions import PositionedIndex
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.registration import register
 

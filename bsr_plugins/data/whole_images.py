@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.data.dataset_options import WholeImageOptions
-from bsr_plugins.data.image_files import distinct_names
-from bsr_plugins.data.image_reading import read_image
-from bsr_plugins.data.patches import to_tensor
+from bsr_plugins.data.decode import to_tensor
+from bsr_plugins.data.image_files import distinct_names, read_image
 from bsr_plugins.degradations import Degradation
 from bsr_plugins.degradations.protocols import (
     Setting,

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from bsr_plugins.analysis.sampling import DistanceCurve, Spread, measure_spreads
-from bsr_plugins.data.decode import decode
-from bsr_plugins.data.demo import demo_photographs
-from bsr_plugins.data.patches import to_tensor
+from bsr_plugins.data.decode import decode, to_tensor
+from bsr_plugins.data.image_files import demo_photographs
 from bsr_plugins.degradations import ClassicalDegradation
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "plot_sampling.py"

@@ -17,8 +17,8 @@ from basicsr.data import build_dataset
 from skimage import data
 
 from bsr_plugins import __version__
-from bsr_plugins.data import test_sets as module
-from bsr_plugins.data.test_sets import MANIFEST, UNFINISHED, Count, SetRequest, make_test_set
+from bsr_plugins.data import testset_writer as module
+from bsr_plugins.data.testset_writer import MANIFEST, UNFINISHED, Count, SetRequest, make_test_set
 from bsr_plugins.errors import BadImageError, BSRError, OptionError
 
 NAMES = ["b.x.png", "sub_a.png", "sub_deep.png"]

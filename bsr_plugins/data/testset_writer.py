@@ -19,10 +19,9 @@ import bsr_plugins
 from bsr_plugins.blocks import integer
 from bsr_plugins.data.dataset_options import WholeImageOptions
 from bsr_plugins.data.decode import Pixels
-from bsr_plugins.data.demo import DEMO
-from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.image_files import DEMO, read_image
 from bsr_plugins.data.whole_images import WholeImages
-from bsr_plugins.data.worker_pool import worker_pool
+from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
 
