@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torch import Tensor
 
 from bsr_plugins.errors import BadImageError
@@ -36,8 +36,8 @@ HEADER_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 GREY, ALPHA, DEEP = "greyscale", "with an alpha channel", "of 16 bits or more a channel"
 
 
-class DepthError(BadImageError):
-    """An image file is whole, but its pixels are neither of 8 nor of 16 bits unsigned."""
+class UndecodableError(BadImageError):
+    """A file is no whole image."""
 
 
 def decode(data: bytes, path: str) -> Pixels:
@@ -55,17 +55,16 @@ def decode(data: bytes, path: str) -> Pixels:
         (H, W, 3) RGB pixels, 8 or 16 bits unsigned.
 
     Raises:
-        BadImageError: The data is no image, or truncated, or (a `DepthError`) has pixels other than 8 or 16 bits
-            unsigned.
+        BadImageError: The data is no image or truncated (an `UndecodableError`), or its pixels are of other depths.
     """
     pixels = _opencv(data, _FLAGS)
     if pixels is None:
         # OpenCV cannot turn greyscale of other depths into colour, but it can tell their depth.
         pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype in _DEPTHS:
-            raise BadImageError(f"{path}: cannot be decoded, expected a whole image file ({len(data)} bytes given)")
+            raise UndecodableError(f"{path}: cannot be decoded, expected a whole image file ({len(data)} bytes given)")
     if pixels.dtype not in _DEPTHS:
-        raise DepthError(f"{path}: has {pixels.dtype} pixels, expected 8 or 16 bits unsigned")
+        raise BadImageError(f"{path}: has {pixels.dtype} pixels, expected 8 or 16 bits unsigned")
     rgb: Pixels = pixels[..., ::-1]
     return rgb
 
@@ -119,20 +118,14 @@ def unusual_images(paths: Iterable[str | Path], keeps_depth: bool = False) -> st
     return f"among the first {len(kinds)} files are {parts}; they are read as RGB{depth} without alpha"
 
 
-def kinds_of_file(path: str | Path) -> list[str]:
-    """Return in which ways a file is unusual: `GREY`, `ALPHA`, `DEEP`; none if it cannot be read."""
+def kinds_of_file(file: str | Path | IO[bytes]) -> list[str]:
+    """Return in which ways an image file is unusual: `GREY`, `ALPHA`, `DEEP`; none if its header cannot be read."""
     try:
-        with Image.open(path) as image:
-            return kinds_of_image(image)
+        with Image.open(file) as image:
+            grey = image.mode in _GREY_MODES or image.mode.startswith("I;")
+            alpha = "A" in image.getbands() or "transparency" in image.info
+            # Pillow has no mode for colour of 16 bits; how it is stored is in its decoder's arguments.
+            deep = image.mode[0] in "IF" or any("16" in str(arguments) for _, _, _, arguments in image.tile)
     except HEADER_ERRORS:
         return []
-
-
-def kinds_of_image(image: Image.Image) -> list[str]:
-    """Return in which ways an opened image is unusual: `GREY`, `ALPHA`, `DEEP`."""
-    grey = image.mode in _GREY_MODES or image.mode.startswith("I;")
-    alpha = "A" in image.getbands() or "transparency" in image.info
-    # Pillow has no mode for colour of 16 bits; how it is stored is what its decoder is told.
-    decoders = image.tile if isinstance(image, ImageFile.ImageFile) else ()
-    deep = image.mode[0] in "IF" or any("16" in str(arguments) for _, _, _, arguments in decoders)
     return [kind for kind, true in ((GREY, grey), (ALPHA, alpha), (DEEP, deep)) if true]
