@@ -98,7 +98,7 @@ class Report:
         if self.others:
             more = f" and {len(self.others) - _LISTED} more" if len(self.others) > _LISTED else ""
             yield (
-                f"not checked, as they do not end like images (BasicSR's own datasets read all files of a folder): "
+                f"not checked, as they do not end like images (BasicSR's datasets read all files of a folder): "
                 f"{', '.join(self.others[:_LISTED])}{more}"
             )
 

@@ -1,4 +1,4 @@
-"""Turn the bytes of an image file into pixels and tensors, and tell of what kind an image is."""
+"""Turn the bytes of an image file into pixels and tensors, and find unusual kinds of images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def decode(data: bytes, path: str) -> Pixels:
     """
     pixels = _opencv(data, _FLAGS)
     if pixels is None:
-        # OpenCV cannot turn greyscale of other depths into colour, but it can tell their depth.
+        # OpenCV cannot turn greyscale of other depths into colour, but it can read their depth.
         pixels = _opencv(data, cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype in _DEPTHS:
             raise UndecodableError(f"{path}: cannot be decoded, expected a whole image file ({len(data)} bytes given)")

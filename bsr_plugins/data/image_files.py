@@ -67,7 +67,7 @@ def find_images(
 
     On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
     with a dot is ignored. The root `demo` stands for scikit-image's photographs (a folder of that name is
-    `./demo`). An LMDB is what BasicSR's own tool makes; its keys and sizes come from `meta_info.txt`.
+    `./demo`). An LMDB is what BasicSR's tool makes; its keys and sizes come from `meta_info.txt`.
 
     Args:
         roots: Folders, or `demo`; with the backend `lmdb`, folders that end in `.lmdb`.
@@ -163,23 +163,17 @@ def name_below(folder: Path, file: Path) -> str:
 
 def _size_or_error(file: Path) -> tuple[int, int] | BadImageError:
     try:
-        return _size_from_header(file)
-    except BadImageError as error:
-        return error
-
-
-def _size_from_header(file: Path) -> tuple[int, int]:
-    try:
         with Image.open(file) as image:
             return image.height, image.width
     except (OSError, Image.DecompressionBombError):
-        # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise BadImageError(f"{file}: cannot be read ({error.strerror})") from error
-        height, width, _ = decode(data, str(file)).shape
-        return height, width
+        pass  # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
+    try:
+        height, width, _ = decode(file.read_bytes(), str(file)).shape
+    except OSError as error:
+        return BadImageError(f"{file}: cannot be read ({error.strerror})")
+    except BadImageError as error:
+        return error
+    return height, width
 
 
 def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
@@ -208,7 +202,7 @@ def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
 
 
 def distinct_names(images: Iterable[ImageFile]) -> list[str]:
-    """Give every image a file name of its own: folders joined with `_`, repeated names numbered `-2`, `-3` …
+    """Give every image a name that no other has: folders joined with `_`, repeated names numbered `-2`, `-3` …
 
     Two names that differ in case alone count as the same, because some file systems say so.
     """

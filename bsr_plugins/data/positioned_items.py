@@ -118,12 +118,12 @@ class ItemFile(NamedTuple):
 
 
 def item_files(dataset: Any, index: int) -> list[ItemFile]:
-    """Tell which files an item comes from, as far as the dataset says so in the way of BasicSR's.
+    """Name the files that an item comes from, if the dataset is like BasicSR's.
 
     These have a list `paths` of paths, or of mappings with keys like `gt_path`; in an LMDB the paths are its keys.
 
     Returns:
-        The files; none if the dataset does not tell.
+        The files; none if the dataset does not name them.
     """
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list | tuple) or not 0 <= index < len(paths):

@@ -18,7 +18,7 @@ from PIL import Image
 import bsr_plugins
 from bsr_plugins.atomic_file import remove_leftovers, write_atomically
 from bsr_plugins.blocks import integer
-from bsr_plugins.data.dataset_options import WholeImageOptions
+from bsr_plugins.data.dataset_options import WholeImageOptions, read_options
 from bsr_plugins.data.decode import HEADER_ERRORS, Pixels
 from bsr_plugins.data.image_files import DEMO, read_image
 from bsr_plugins.data.whole_images import WholeImages
@@ -33,7 +33,6 @@ UNFINISHED = "unfinished.json"
 _FORMAT = 1
 _LEVELS = 255
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk: length, type, checksum
-_NAME = "test set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +114,12 @@ class _Maker:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        options = WholeImageOptions(
-            name=_NAME,
-            phase="test",
-            scale=request.scale,
-            dataroot_gt=list(request.roots),
-            seed=request.seed,
-            protocol=request.protocol,
-            settings=None if request.settings is None else list(request.settings),
-        )
+        block = {"name": "test set", "phase": "test", "dataroot_gt": list(request.roots), "protocol": request.protocol}
+        block |= {"scale": request.scale, "seed": request.seed}
+        if request.settings is not None:
+            block["settings"] = list(request.settings)
+        options = read_options(block)
+        assert isinstance(options, WholeImageOptions)
         self.request = request
         self.items = WholeImages(options)
         self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings

@@ -24,7 +24,7 @@ class WholeImages:
 
     Attributes:
         images: The images, each of which comes under every setting.
-        names: A file name of its own for each, without an ending.
+        names: The distinct file name of each, without an ending.
     """
 
     def __init__(self, options: WholeImageOptions) -> None:
