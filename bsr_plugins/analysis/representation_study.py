@@ -28,8 +28,7 @@ from basicsr.utils import get_root_logger
 from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import Tensor, nn
 
-from bsr_plugins.analysis.study_images import patch_batches, patches
-from bsr_plugins.analysis.study_options import study_options
+from bsr_plugins.analysis.study import patch_batches, patches, study_options
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.degradations import ClassicalDegradation, classical_params
 from bsr_plugins.losses import EnergyDistanceLoss

@@ -22,9 +22,9 @@ from bsr_plugins.registration import register
 class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
     """HR images and the LR that a degradation makes of them.
 
-    The options are those of `PatchOptions` (phase train) and `WholeImageOptions` (phases val and test). `dataroot_gt` is
-    a folder, `demo` (the colour photographs of scikit-image: seven to train on, two to validate and test on), or a list
-    of these; with `io_backend: {type: lmdb}`, LMDBs made by BasicSR's tool.
+    The options are those of `PatchOptions` (phase train) and `WholeImageOptions` (phases val and test). `dataroot_gt`
+    is a folder, `demo` (the colour photographs of scikit-image: seven to train on, two to validate and test on), or a
+    list of these; with `io_backend: {type: lmdb}`, LMDBs made by BasicSR's tool.
 
     Phase `train` gives random patches, one item an image.
 

@@ -114,8 +114,9 @@ class _Maker:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        block = {"name": "test set", "phase": "test", "dataroot_gt": list(request.roots), "protocol": request.protocol}
-        block |= {"scale": request.scale, "seed": request.seed}
+        block: dict[str, Any] = {"type": "PairedDegradationDataset", "name": "test set", "phase": "test"}
+        block |= {"dataroot_gt": list(request.roots), "scale": request.scale}
+        block |= {"protocol": request.protocol, "seed": request.seed}
         if request.settings is not None:
             block["settings"] = list(request.settings)
         options = read_options(block)

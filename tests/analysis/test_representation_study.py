@@ -111,8 +111,8 @@ def test_command_line_prints_the_tables(tmp_path: Path) -> None:
     [
         (("--dataroot", "nowhere"), "'nowhere' is missing or no folder"),
         (("--dataroot", "small"), "is 100x90, expected both sides at least 128"),
-        (("--iters", "0"), "--iters, --batch-size, --processes: expected at least 1"),
-        (("--num-feat", "4"), "--num-feat at least 16"),
+        (("--iters", "0"), "argument --iters: 0, expected a whole number at least 1"),
+        (("--num-feat", "4"), "argument --num-feat: 4, expected a whole number at least 16"),
     ],
 )
 def test_command_line_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

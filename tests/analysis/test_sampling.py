@@ -72,7 +72,7 @@ def test_command_line_prints_the_table_and_draws_the_plot(tmp_path: Path) -> Non
     ("option", "value", "message"),
     [
         ("--held-out", "nowhere", "'nowhere' is missing or no folder"),
-        ("--held-out", "small", "small.png: is 100x90, expected both sides at least gt_size 128"),
+        ("--held-out", "small", "small.png: is 100x90, expected both sides at least 128"),
         ("--out", "nowhere/plot.png", "--out nowhere/plot.png: there is no folder nowhere"),
     ],
 )

@@ -28,4 +28,4 @@ def test_prints_a_row_for_every_regulariser(project: Project) -> None:
 def test_bad_arguments_end_in_one_line(project: Project) -> None:
     outcome = project.python("tools/bench/alignment.py", "--repeats", "0")
     assert outcome.status == 2
-    assert outcome.output.splitlines()[-1].endswith("expected whole numbers above 0")
+    assert outcome.output.splitlines()[-1].endswith("argument --repeats: 0, expected a whole number at least 1")

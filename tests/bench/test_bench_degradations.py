@@ -53,7 +53,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     [
         (["--size", "98"], "--size 98: expected a multiple of 4, at least 84"),
         (["--size", "96", "--scale", "16"], "--size 96: expected a multiple of 16, at least 176"),
-        (["--threads", "1", "0"], "expected whole numbers above 0"),
+        (["--threads", "1", "0"], "argument --threads: 0, expected a whole number at least 1"),
     ],
 )
 def test_arguments_out_of_range_are_an_error(

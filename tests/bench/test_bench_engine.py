@@ -28,4 +28,4 @@ def test_prints_the_ratio_of_a_run(project: Project) -> None:
 def test_bad_arguments_end_in_one_line(project: Project) -> None:
     outcome = project.python("tools/bench/engine.py", "--iterations", "11")
     assert outcome.status == 2
-    assert outcome.output.splitlines()[-1].endswith("expected --iterations of at least 12, and whole numbers above 0")
+    assert outcome.output.splitlines()[-1].endswith("argument --iterations: 11, expected a whole number at least 12")

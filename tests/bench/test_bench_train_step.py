@@ -59,9 +59,9 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats", "0"], "expected whole numbers above 0"),
-        (["--threads", "1", "0"], "expected whole numbers above 0"),
-        (["--device", "cuda"], "--device cuda: there is no CUDA device"),
+        (["--repeats", "0"], "argument --repeats: 0, expected a whole number at least 1"),
+        (["--threads", "1", "0"], "argument --threads: 0, expected a whole number at least 1"),
+        (["--device", "cuda"], "argument --device: there is no CUDA device here, expected cpu"),
     ],
 )
 def test_arguments_out_of_range_are_an_error(

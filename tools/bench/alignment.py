@@ -16,8 +16,8 @@ import torch
 from skimage import data
 
 from bsr_plugins.analysis.alignment_study import VARIANTS, Study, build_model
-from bsr_plugins.analysis.study_images import patch_batches
-from command_line import add_cost_arguments, bench_parser, heading, parse, threads_on
+from bsr_plugins.analysis.study import patch_batches
+from command_line import add_cost_arguments, bench_parser, heading, threads_on
 from timing import synchronizer, time_in_turn
 
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
@@ -65,7 +65,7 @@ def main() -> None:
     parser = bench_parser(__doc__)
     add_cost_arguments(parser, "timed steps of each kind")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=DEFAULT_SIZES, help="of network and batch")
-    args = parse(parser, "threads", "repeats")
+    args = parser.parse_args()
     columns = ("device", "threads", "HR batch and network", "regulariser", "step, s", "ratio", "of best steps")
     print(heading(columns), flush=True)
     for device in args.device:

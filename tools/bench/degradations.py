@@ -23,11 +23,12 @@ import torch
 from skimage import data
 from torch import Tensor
 
+from bsr_plugins.analysis.study import at_least, usable_device
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
 from bsr_plugins.degradations.kernels import gaussian_profiles
 from bsr_plugins.degradations.resize import BORDERS, border_indices
-from command_line import bench_parser, heading, parse
+from command_line import DEVICES, bench_parser, heading
 from plain_degradations import PlainSecondOrder, gaussian_kernels_of, plain_blur_bicubic
 from timing import synchronizer, time_in_turn
 
@@ -157,16 +158,16 @@ def print_second_order(args: argparse.Namespace, device: torch.device) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = bench_parser(__doc__)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to time with")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[1, 2], help="CPU threads to time with")
+    parser.add_argument("--device", choices=DEVICES, type=usable_device, default="cpu")
     parser.add_argument("--size", type=int, default=256, help="side of the HR images, a multiple of the scale")
-    parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16, help="samples of the batches that are timed")
-    parser.add_argument("--views", type=int, default=2, help="views per sample, but in the second order")
+    parser.add_argument("--scale", type=at_least(1), default=4)
+    parser.add_argument("--batch", type=at_least(1), default=16, help="samples of the batches that are timed")
+    parser.add_argument("--views", type=at_least(1), default=2, help="views per sample, but in the second order")
     parser.add_argument(
-        "--repeats", type=int, default=40, help="timed runs of single calls on one image; of others fewer"
+        "--repeats", type=at_least(1), default=40, help="timed runs of single calls on one image; of others fewer"
     )
-    args = parse(parser, "threads", "scale", "batch", "views", "repeats")
+    args = parser.parse_args()
     smallest = max(4 * KERNEL_SIZE, SecondOrderDegradation(args.scale).smallest_side())
     if args.size % args.scale or args.size < smallest:
         parser.error(f"--size {args.size}: expected a multiple of {args.scale}, at least {smallest}")

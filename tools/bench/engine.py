@@ -29,6 +29,7 @@ import basicsr.train
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from bsr_plugins import engine
+from bsr_plugins.analysis.study import at_least
 from command_line import bench_parser, heading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,13 +119,13 @@ def main() -> None:
     """Read the arguments, time, print."""
     parser = bench_parser(__doc__)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train")
-    parser.add_argument("--iterations", type=int, default=60, help=f"of each run; the first {WARM_UP} do not count")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
+    parser.add_argument(
+        "--iterations", type=at_least(WARM_UP + 2), default=60, help=f"of each run; the first {WARM_UP} do not count"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=8)
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="runs of each kind")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.iterations < WARM_UP + 2 or min(args.batch_size, args.repeats) < 1:
-        parser.error(f"expected --iterations of at least {WARM_UP + 2}, and whole numbers above 0")
     if args.child is not None:
         run, pipeline = args.child
         train(run, pipeline, args.iterations, args.batch_size)

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 
 import torch
 
-from command_line import add_cost_arguments, bench_parser, heading, parse, threads_on
+from command_line import add_cost_arguments, bench_parser, heading, threads_on
 from plain_step import (
     SIZES,
     WAYS,
@@ -90,7 +90,7 @@ def main() -> int:
     parser = bench_parser(__doc__)
     add_cost_arguments(parser, f"timed steps; parts are run {PART_RUNS} times as often")
     parser.add_argument("--width", choices=SIZES, help="what a step works on; small on a CPU, else paper")
-    args = parse(parser, "threads", "repeats")
+    args = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads[0])
     widths = {device: args.width or ("small" if device == "cpu" else "paper") for device in args.device}
