@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation: `python tools/draw_overview.py` writes docs/overview.png and data_flow.png.
+"""Make the pictures of the documentation: `python tools/draw_overview.py` writes docs/overview.png and data_flow.png.
 
 The overview shows a photograph of scikit-image, its LR images under the six degradations of the protocol `six` with
 their kernels, and what the three methods do about it. The other picture is the data flow of a training step. Needs the
@@ -45,7 +45,7 @@ RED, BLUE, GREEN, CARD = "#c8553d", "#28618f", "#3c7d4f", "#eef1f4"
 
 
 class Canvas:
-    """A drawing surface of a size in pixels; x goes right and y goes down.
+    """A surface of a size in pixels; x goes right and y goes down.
 
     Args:
         width: Pixels.
@@ -72,11 +72,11 @@ class Canvas:
         self.axes.add_patch(Rectangle((x, y), width, height, facecolor=fill, edgecolor=edge, linewidth=1.5))
 
     def frame(self, x: float, y: float, side: float, linewidth: float) -> None:
-        """Draw the white edge of a square."""
+        """Put a white edge around a square."""
         self.axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=PAPER, linewidth=linewidth))
 
     def arrow(self, start: tuple[float, float], end: tuple[float, float], color: str = FAINT, **look: Any) -> None:
-        """Draw an arrow."""
+        """Put an arrow between two points."""
         default: dict[str, Any] = {
             "arrowstyle": "-|>",
             "mutation_scale": 16,
@@ -124,7 +124,7 @@ def degraded(gt: torch.Tensor) -> list[Degraded]:
 
 
 def draw_overview(file: Path) -> None:
-    """Draw the photograph, its LR images, and the methods."""
+    """Show the photograph, its LR images, and the methods."""
     canvas, gt = Canvas(1400, 516), photograph()
     left, top, side = 30, 104, 362
     heading(canvas, left, "A photograph", "what the network is to restore (HR)")
@@ -158,7 +158,7 @@ def heading(canvas: Canvas, x: float, title: str, below: str) -> None:
 
 
 def draw_tile(canvas: Canvas, shown: Degraded, x: float, y: float, side: float) -> None:
-    """Draw an LR image with its caption, and its kernel in a corner."""
+    """Show an LR image with its caption, and its kernel in a corner."""
     canvas.image(shown.lq, x, y, side)
     canvas.text(x + side / 2, y + side + 23, CAPTIONS[shown.name], 12, ha="center")
     if shown.kernel is not None:
@@ -167,7 +167,7 @@ def draw_tile(canvas: Canvas, shown: Degraded, x: float, y: float, side: float) 
 
 
 def draw_contrast(canvas: Canvas, x: float, y: float, color: str) -> None:
-    """Draw representations: like ones near each other, others far away."""
+    """Show representations: like ones near each other, others far away."""
     spots = {color: (-14, -14), INK: (20, 2), "#9aa6b2": (-10, 22)}
     for shade, (right, down) in spots.items():
         for angle in np.radians((20, 140, 260)):
@@ -176,14 +176,14 @@ def draw_contrast(canvas: Canvas, x: float, y: float, color: str) -> None:
 
 
 def draw_redegradation(canvas: Canvas, x: float, y: float, color: str) -> None:
-    """Draw a large patch becoming a small one."""
+    """Show a large patch becoming a small one."""
     canvas.rectangle(x - 40, y - 20, 40, 40, color)
     canvas.arrow((x + 4, y), (x + 24, y), color, mutation_scale=13)
     canvas.rectangle(x + 27, y - 6, 12, 12, color)
 
 
 def draw_alignment(canvas: Canvas, x: float, y: float, color: str) -> None:
-    """Draw two distributions becoming one."""
+    """Show two distributions becoming one."""
     ramp = np.linspace(-34, 34, 120)
     for center, shade in ((-8, INK), (8, color)):
         curve = y + 24 - 46 * np.exp(-(((ramp - center) / 13) ** 2))
@@ -211,7 +211,7 @@ BOX = (286, 122)
 
 
 def draw_data_flow(file: Path) -> None:
-    """Draw the data flow of a training step."""
+    """Show the data flow of a training step."""
     canvas, (width, height) = Canvas(1400, 474), BOX
     columns, top, low = [30 + 352 * number for number in range(4)], 74, 274
     canvas.text(30, 46, "One training step", 18, weight="bold")
@@ -231,7 +231,7 @@ def draw_data_flow(file: Path) -> None:
 
 
 def draw_part(canvas: Canvas, x: float, y: float, title: str, color: str, lines: str) -> None:
-    """Draw a part of the training step."""
+    """Show a part of the training step."""
     canvas.rectangle(x, y, *BOX, CARD)
     canvas.rectangle(x, y, BOX[0], 6, color)
     canvas.text(x + 14, y + 36, title, 12.5, color, weight="bold")
@@ -239,7 +239,7 @@ def draw_part(canvas: Canvas, x: float, y: float, title: str, color: str, lines:
 
 
 def draw_views(canvas: Canvas, columns: Sequence[float], y: float) -> None:
-    """Draw two views of the photograph below the dataset, and their LR images below the degradation."""
+    """Show two views of the photograph below the dataset, and their LR images below the degradation."""
     gt, width = photograph(), BOX[0]
     views = torch.cat([gt[..., 44:172, 44:172], gt[..., 160:288, 140:268]], dim=1)
     noisy = next(setting for setting in protocol_settings(PROTOCOL, SCALE) if setting.name == "aniso_noise")
@@ -252,7 +252,7 @@ def draw_views(canvas: Canvas, columns: Sequence[float], y: float) -> None:
 
 
 def draw() -> int:
-    """Draw both pictures."""
+    """Write both pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=DOCS, help="folder to write to")
     args = parser.parse_args()

@@ -128,8 +128,8 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
     images = [image for images in sets for image in images]
     lq_count = 0 if request.lq is None else len(sets[-1])
     checker = _Checker(images, len(images) - lq_count, request)
-    with worker_pool(checker, len(images), min(processes, len(images))) as run:
-        results: list[_Seen] = run(_Checker.check, "checking", progress)
+    with worker_pool(checker, len(images), min(processes, len(images)), progress) as run:
+        results: list[_Seen] = run(_Checker.check, "checking")
     faults = [Fault(image.path, seen.reason) for image, seen in zip(images, results, strict=True) if seen.reason]
     for one in sets:
         faults += _equal_names(one)

@@ -80,17 +80,55 @@ class PositionedDataset(Dataset[Any]):
         except BSRError:
             raise
         except Exception as error:
-            bad = bad_files(self.dataset, index, error, self._where)
+            bad = self._why_bad(index, error)
             if bad is None:
                 raise
             raise bad from error
-        check_is_asked_for(self.dataset, index, item)
+        if isinstance(item, Mapping):
+            self._check_is_asked_for(index, item)
         return item
+
+    def _names(self, index: int) -> list[str]:
+        return [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
 
     def _bad_files(self, index: int, error: BSRError) -> str:
         """Name the file that an error is about, or all files of the item."""
-        names = [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
+        names = self._names(index)
         return next((name for name in names if str(error).startswith(f"{name}: ")), " and ".join(names))
+
+    def _why_bad(self, index: int, error: Exception) -> BSRError | None:
+        """Find out whether an item could not be made because of its files; they are read again for that.
+
+        Returns:
+            A BadImageError that names the file, or all files of the item, and the reason; a BSRError for an LMDB that
+            cannot be read; None if the error has nothing to do with files.
+        """
+        files = item_files(self.dataset, index)
+        for file in files:
+            try:
+                _try_to_read(self.dataset, file, decoded=True)
+            except BadImageError as bad:
+                return bad
+        names = " and ".join(self._names(index))
+        if isinstance(error, lmdb.Error):
+            return BSRError(f"{names}: cannot be read ({described(error)})")
+        # OpenCV returns None in the place of an image that it cannot decode.
+        of_none = not files and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
+        if of_none or isinstance(error, OSError | ValueError | cv2.error):
+            return BadImageError(f"{names}: cannot be used ({described(error)})")
+        return None
+
+    def _check_is_asked_for(self, index: int, item: Mapping[str, Any]) -> None:
+        """Check that an item comes from the files of its index: some datasets take others for those they cannot read.
+
+        Raises:
+            BadImageError: It does not, as one of those cannot be read.
+        """
+        files = item_files(self.dataset, index)
+        given = {item[key] for key in _PATH_KEYS if isinstance(item.get(key), str)}
+        if not given <= {file.key for file in files}:
+            for file in files:
+                _try_to_read(self.dataset, file, decoded=False)
 
 
 @contextmanager
@@ -136,14 +174,12 @@ def item_files(dataset: Any, index: int) -> list[ItemFile]:
     else:
         named = {next(iter(folders), "gt"): entry}
     return [
-        _item_file(str(path), client, folders.get(client))
+        ItemFile(f"{folders[client]}/{path}", str(path), None, client)
+        if client in folders
+        else ItemFile(str(path), str(path), Path(path), client)
         for client, path in named.items()
         if isinstance(path, str | Path)
     ]
-
-
-def _item_file(key: str, client: str, folder: str | None) -> ItemFile:
-    return ItemFile(key if folder is None else f"{folder}/{key}", key, Path(key) if folder is None else None, client)
 
 
 def _lmdb_folders(dataset: Any) -> dict[str, str]:
@@ -156,51 +192,6 @@ def _lmdb_folders(dataset: Any) -> dict[str, str]:
         for value in (backend["db_paths"], backend.get("client_keys", "default"))
     )
     return dict(zip(clients, map(str, folders), strict=False))
-
-
-def bad_files(dataset: Any, index: int, error: Exception, where: str) -> BSRError | None:
-    """Find out whether an item could not be made because of its files; they are read again for that.
-
-    Args:
-        dataset: The dataset.
-        index: The item.
-        error: What was raised when the item was to be made.
-        where: The dataset's name, for messages.
-
-    Returns:
-        A BadImageError that names the file, or all files of the item, and the reason; a BSRError for an LMDB that
-        cannot be read; None if the error has nothing to do with files.
-    """
-    files = item_files(dataset, index)
-    for file in files:
-        try:
-            _try_to_read(dataset, file, decoded=True)
-        except BadImageError as bad:
-            return bad
-    names = " and ".join(file.name for file in files) or f"{where}, item {index}"
-    if isinstance(error, lmdb.Error):
-        return BSRError(f"{names}: cannot be read ({described(error)})")
-    # OpenCV returns None in the place of an image that it cannot decode.
-    of_none = not files and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
-    if of_none or isinstance(error, OSError | ValueError | cv2.error):
-        return BadImageError(f"{names}: cannot be used ({described(error)})")
-    return None
-
-
-def check_is_asked_for(dataset: Any, index: int, item: Any) -> None:
-    """Check that an item comes from the files of its index: some datasets take others for files that they cannot read.
-
-    Raises:
-        BadImageError: It does not, as one of those cannot be read.
-    """
-    if not isinstance(item, Mapping):
-        return
-    files = item_files(dataset, index)
-    given = {item[key] for key in _PATH_KEYS if isinstance(item.get(key), str)}
-    if given <= {file.key for file in files}:
-        return
-    for file in files:
-        _try_to_read(dataset, file, decoded=False)
 
 
 def _try_to_read(dataset: Any, file: ItemFile, decoded: bool) -> None:

@@ -90,11 +90,11 @@ def make_test_set(request: SetRequest, processes: int = 1, progress: bool = Fals
     integer(processes, "processes", 1)
     maker = _Maker(request)
     _check_out(request)
-    with worker_pool(maker, len(maker.images), min(processes, len(maker.images))) as run:
-        sources = run(_Maker.inspect, "reading", progress)
+    with worker_pool(maker, len(maker.images), min(processes, len(maker.images)), progress) as run:
+        sources = run(_Maker.inspect, "reading")
         manifest = maker.manifest(sources)
         _begin(request.out, manifest)
-        counts = run(_Maker.make, "degrading", progress)
+        counts = run(_Maker.make, "degrading")
     (request.out / UNFINISHED).replace(request.out / MANIFEST)
     return Count(sum(count.kept for count in counts), sum(count.written for count in counts))
 

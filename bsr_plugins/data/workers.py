@@ -28,8 +28,8 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 T = TypeVar("T")
 
-Run = Callable[[Callable[[Any, int], Any], str, bool], list[Any]]
-"""Calls a method of the worker for all numbers, given a title and whether there is to be a progress bar."""
+Run = Callable[[Callable[[Any, int], Any], str], list[Any]]
+"""Calls a method of the worker for all numbers, given the title of the progress bar."""
 
 _worker_here: list[Any] = []
 
@@ -100,7 +100,7 @@ def end_with(parent: int, ending: Tensor | None = None) -> None:
 
 
 @contextmanager
-def worker_pool(worker: Any, count: int, processes: int) -> Iterator[Run]:
+def worker_pool(worker: Any, count: int, processes: int, progress: bool) -> Iterator[Run]:
     """Give what calls a method of a worker for the numbers 0 … count − 1, each process with one thread.
 
     Sums depend on the number of threads in the last digits, and so might a pixel.
@@ -109,30 +109,23 @@ def worker_pool(worker: Any, count: int, processes: int) -> Iterator[Run]:
         worker: What has the methods; every process gets a copy.
         count: How many numbers.
         processes: Processes to work in; 1 for this one.
+        progress: Whether to show progress bars on stderr.
 
     Raises:
         BSRError: A process died.
     """
-    numbers = range(count)
-
-    def with_bar(results: Iterator[T], title: str, progress: bool) -> list[T]:
-        return list(tqdm(results, title, total=count, unit="image", disable=not progress))
-
+    bar = functools.partial(tqdm, total=count, unit="image", disable=not progress)
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield lambda method, title, progress: with_bar((method(worker, n) for n in numbers), title, progress)
+            yield lambda method, title: list(bar((method(worker, number) for number in range(count)), title))
         finally:
             torch.set_num_threads(threads)
         return
     with ProcessPoolExecutor(processes, _context(type(worker).__module__), _start, (worker,)) as pool:
-
-        def run(method: Callable[[Any, int], T], title: str, progress: bool) -> list[T]:
-            return with_bar(pool.map(_call, [method] * count, numbers), title, progress)
-
         try:
-            yield run
+            yield lambda method, title: list(bar(pool.map(_call, [method] * count, range(count)), title))
         except BrokenProcessPool as error:
             raise BSRError(
                 f"processes: one of {processes} ended abruptly, expected enough memory for all (or ask for fewer)"

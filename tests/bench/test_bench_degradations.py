@@ -41,7 +41,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["degradations.py", *TINY])
-    monkeypatch.setattr(bench, "draw_up", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
+    monkeypatch.setattr(bench, "build_kernels", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
     assert bench.main() == 1
     printed = capsys.readouterr().out
     assert "Greatest difference" in printed

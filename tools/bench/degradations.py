@@ -1,13 +1,13 @@
-"""Time the degradations against the plain way, and against BasicSR's own.
+"""Time the degradations against the plain way, and against BasicSR's.
 
 `python tools/bench/degradations.py` prints three Markdown tables. The first two are about the classical degradation:
 the greatest differences from the plain way, and the times of both. The plain way is a grouped `conv2d` over the
-reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as training calls it. Both draw up
+reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as training calls it. Both build
 their kernels from the same parameters; the last column leaves that, and what else comes with a call of the degradation,
 out of both. The two are timed in turn: either some calls of the one, then some of the other, or call by call, where
 each finds the caches cold. Exit status 1 if they differ by more than 1e-3 grey levels; times are printed, not judged.
 
-The third table is the second-order pipeline, drawing included, beside BasicSR's own: the kernels of its dataset, drawn
+The third table is the second-order pipeline, drawing included, and BasicSR's: the kernels of its dataset, drawn
 image by image, and its model's `feed_data`. That sharpens twice, so the two are timed without sharpening as well. Every
 call draws anew, on either side, from the same ranges.
 """
@@ -50,8 +50,8 @@ class Case(NamedTuple):
     calls: int
 
 
-def draw_up(params: Params, like: Tensor) -> Tensor:
-    """Return the 2-D kernels of `params`."""
+def build_kernels(params: Params, like: Tensor) -> Tensor:
+    """Build the 2-D kernels of `params`."""
     return gaussian_kernels_of(params, KERNEL_SIZE, like)
 
 
@@ -87,7 +87,7 @@ def differences(size: int, scale: int, device: torch.device) -> list[tuple[str, 
             params = parameters(kind, len(x))
             for border in BORDERS:
                 degradation = ClassicalDegradation(scale, KERNEL_SIZE, border, round_to_8bit=False)
-                expected = plain_blur_bicubic(x, draw_up(params, x), scale, border)
+                expected = plain_blur_bicubic(x, build_kernels(params, x), scale, border)
                 difference = (degradation(x.float(), params) - expected).abs().max() * GREY_LEVELS
                 found.append((f"{height}×{width}", kind, border, float(difference)))
     return found
@@ -97,12 +97,12 @@ def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
     """Time one kind of kernel; return the cells of its row from the plain way's time on."""
     params = parameters(kind, len(x))
     degradation = ClassicalDegradation(scale, KERNEL_SIZE, round_to_8bit=False)
-    kernels = draw_up(params, x)
+    kernels = build_kernels(params, x)
     profiles = gaussian_profiles(params["lambda1"], KERNEL_SIZE).to(x)
     separable = kind == "isotropic"
     timings = time_in_turn(
         {
-            "plain": lambda: plain_blur_bicubic(x, draw_up(params, x), scale),
+            "plain": lambda: plain_blur_bicubic(x, build_kernels(params, x), scale),
             "ours": lambda: degradation(x, params),
             "plain, kernels given": lambda: plain_blur_bicubic(x, kernels, scale),
             "ours, kernels given": lambda: (

@@ -1,10 +1,10 @@
 """Time an iteration under this package's training pipeline against one under BasicSR's.
 
-`python tools/bench/engine.py` prints a Markdown table. Every run is a process of its own on the same options, without
+`python tools/bench/engine.py` prints a Markdown table. Every run is a fresh process with the same options, without
 validation and TensorBoard; the pipelines take turns. An iteration's time is from one batch that the model takes to the
 next, so loading, the step, the checks of its numbers and logging are all in it; the medians over all iterations of all
 runs are compared, those at the beginning of a run left out. The last column gives the smallest and the largest ratio of
-the medians of two runs that followed each other: what the machine's own unrest makes of it.
+the medians of two runs that followed each other: what the machine's unrest makes of it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def options_of(run: str, iterations: int, batch_size: int) -> dict[str, Any]:
 
 
 def timed(name: str) -> str:
-    """Register a model like a known one that also notes when it takes a batch; return its name."""
+    """Register a model like a known one that also records when it takes a batch; return its name."""
     stock: Any = MODEL_REGISTRY.get(name)
     moments: list[float] = []
 
@@ -75,9 +75,9 @@ def timed(name: str) -> str:
             Path(MOMENTS).write_text(json.dumps(moments))
             super().save(epoch, current_iter)
 
-    own = Timed.__name__ = f"Timed{name}"
+    Timed.__name__ = f"Timed{name}"
     MODEL_REGISTRY.register(Timed)
-    return own
+    return Timed.__name__
 
 
 def train(run: str, pipeline: str, iterations: int, batch_size: int) -> None:
@@ -89,7 +89,7 @@ def train(run: str, pipeline: str, iterations: int, batch_size: int) -> None:
 
 
 def measure(run: str, pipeline: str, args: argparse.Namespace) -> list[float]:
-    """Make a run in a process and a folder of its own; return the milliseconds of its iterations."""
+    """Make a run in a fresh process and a temporary folder; return the milliseconds of its iterations."""
     numbers = ["--iterations", str(args.iterations), "--batch-size", str(args.batch_size)]
     with TemporaryDirectory() as folder:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", run, pipeline, *numbers]
@@ -110,8 +110,8 @@ def row(run: str, args: argparse.Namespace) -> str:
         ratios.append(statistics.median(pair["engine"]) / statistics.median(pair["stock"]))
         for name in PIPELINES:
             times[name] += pair[name]
-    stock, own = (statistics.median(times[name]) for name in PIPELINES)
-    figures = f"{len(times['stock'])} | {stock:.4g} | {own:.4g} | {own / stock:.3f}"
+    stock, ours = (statistics.median(times[name]) for name in PIPELINES)
+    figures = f"{len(times['stock'])} | {stock:.4g} | {ours:.4g} | {ours / stock:.3f}"
     return f"| {run} | {figures} | {min(ratios):.3f} to {max(ratios):.3f} |"
 
 

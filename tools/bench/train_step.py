@@ -5,7 +5,7 @@ what a step costs. A step is the degradation, encoder, degrader and generator, t
 on the same weights, the same batch and the same degradations; `plain_step.py` says what the plain
 port does. Below it are the parts that differ, with their backward passes. Times are those of runs in turn: the median
 and, for one more ratio, the best of them; both are given the same number of CPU threads. Memory is the peak of whole
-steps above what is there before them, each measured in a process of its own. Exit status 1 if the two differ by more
+steps above what is there before them, each measured in a fresh process. Exit status 1 if the two differ by more
 than float error; times are printed, not judged.
 """
 
