@@ -75,9 +75,9 @@ def timed(name: str) -> str:
             Path(MOMENTS).write_text(json.dumps(moments))
             super().save(epoch, current_iter)
 
-    Timed.__name__ = f"Timed{name}"
+    Timed.__name__ = registered = f"Timed{name}"
     MODEL_REGISTRY.register(Timed)
-    return Timed.__name__
+    return registered
 
 
 def train(run: str, pipeline: str, iterations: int, batch_size: int) -> None:
