@@ -70,5 +70,10 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.mean(values):{form}}{spread}"
 
 
+def main() -> int:
+    """Train and print, or say why that cannot be."""
+    return run_tool(compare)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_tool(compare))
+    raise SystemExit(main())

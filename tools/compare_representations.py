@@ -58,5 +58,10 @@ def _show(results: Results) -> None:
         print(f"| {name} | {separation} | {figures.mean:.3f} | {figures.std:.3f} | {figures.energy_distance:.3f} |")
 
 
+def main() -> int:
+    """Train and print, or say why that cannot be."""
+    return run_tool(compare)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_tool(compare))
+    raise SystemExit(main())

@@ -263,5 +263,10 @@ def draw() -> int:
     return 0
 
 
+def main() -> int:
+    """Write both pictures, or say why that cannot be."""
+    return run_tool(draw)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_tool(draw))
+    raise SystemExit(main())

@@ -74,5 +74,10 @@ def cut_patches(root: str, split: str, where: str, args: argparse.Namespace) -> 
     return draw_calibration_patches(find_photographs(root, split, where, size), options)
 
 
+def main() -> int:
+    """Measure, print and plot, or say why that cannot be."""
+    return run_tool(plot)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_tool(plot))
+    raise SystemExit(main())

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,11 +107,10 @@ def test_command_line_prints_the_tables(tmp_path: Path) -> None:
         (("--align-weight", "0"), "argument --align-weight: 0.0, expected a number above 0"),
     ],
 )
-def test_command_line_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = command(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_command_line_refuses_in_one_line(
+    refusal: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refusal("compare_regularisers", *arguments)
 
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
