@@ -296,7 +296,7 @@ def position_indices() -> bool:
     number of workers and on what was drawn before. Values and order of the indices stay as they are.
     """
     sampler_class = _basicsr("data.data_sampler").EnlargedSampler
-    positioned_index = importlib.import_module("bsr_plugins.data.positioned_index")
+    positioned_index = importlib.import_module("bsr_plugins.data.positions")
     first = next(iter(sampler_class(range(1), 1, 0)))
     if type(first) is positioned_index.PositionedIndex:
         return False

@@ -68,3 +68,11 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> OptionError:
     """
     known = sorted(known)
     return OptionError(f"{what}: unknown name {name!r}, expected one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def described(error: BaseException) -> str:
+    """Return an error in one line: its type and what it says."""
+    # BasicSR raises some errors with several texts in the place of one.
+    several = len(error.args) > 1 and all(isinstance(text, str) for text in error.args)
+    said = " ".join((" ".join(error.args) if several else str(error)).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -28,7 +28,7 @@ from basicsr.utils import DiffJPEG, USMSharp, dist_util, img_process_util, optio
 from torch.utils.data import DataLoader
 
 from bsr_plugins import compat
-from bsr_plugins.data.positioned_index import PositionedIndex
+from bsr_plugins.data.positions import PositionedIndex
 
 HANG_SECONDS = 30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bsr_plugins.errors import BadImageError, BSRError, OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import BadImageError, BSRError, OptionError, described, did_you_mean, unknown_name
 
 
 @pytest.mark.parametrize("error", [OptionError, BadImageError])
@@ -40,3 +40,17 @@ def test_an_unknown_name_is_told_with_its_place_and_all_that_would_do() -> None:
         "degradation.border: unknown name 'mirrow', expected one of clamp, mirror; did you mean 'mirror'?"
     )
     assert str(unknown_name("phase", "\n", {"train", "val"})) == r"phase: unknown name '\n', expected one of train, val"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no  such\n thing"), "ValueError: no such thing"),
+        (ValueError("one text", "another"), "ValueError: one text another"),
+        (OSError(2, "No such file", "a.png"), "FileNotFoundError: [Errno 2] No such file: 'a.png'"),
+        (KeyError("gt"), "KeyError: 'gt'"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_an_error_is_described_in_one_line(error: Exception, line: str) -> None:
+    assert described(error) == line

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bsr_plugins.data.test_sets import MANIFEST
+from bsr_plugins.data.testset_writer import MANIFEST
 
 if TYPE_CHECKING:
     from tests.conftest import Project
@@ -93,7 +93,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bsr_plugins.data.test_sets._write_png", interrupt)
+    monkeypatch.setattr("bsr_plugins.data.testset_writer._write_png", interrupt)
     status, _, err = call(photographs, "--out", tmp_path / "set", "--protocol", "bicubic")
     assert status == 130
     assert err.splitlines()[-1] == "interrupted: the same command goes on from here"

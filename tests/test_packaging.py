@@ -25,6 +25,8 @@ FOLDERS = ("bsr_plugins", "options", "tests", "tools", ".ci")
 TEXT = {".py", ".yml", ".yaml", ".md", ".toml", ".cff", ""}
 HOME_FOLDER = re.compile(r"""(?<![\w.~}/-])/(?:home|root|Users|work|tmp|mnt|opt|data)/\w""")
 ANALYSIS_ONLY = {"matplotlib", "scikit-learn"}
+BENCH = {canonicalize_name(path.stem) for path in (ROOT / "tools" / "bench").glob("*.py")}
+"""The benchmarks import each other by their bare names."""
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +81,10 @@ def test_whatever_is_imported_is_required(arguments: dict[str, Any]) -> None:
     through_basicsr = distributions(importlib.metadata.requires("basicsr") or [])
     allowed = distributions(arguments["install_requires"]) | through_basicsr
     allowed_in_analysis = allowed | distributions(arguments["extras_require"]["analysis"])
-    analysis = ROOT / "bsr_plugins" / "analysis"
+    analysis = [*(ROOT / "bsr_plugins" / "analysis").rglob("*.py"), ROOT / "tools" / "draw_overview.py"]
     for path in [*(ROOT / "bsr_plugins").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
-        missing = set(third_party_imports(path)) - (allowed_in_analysis if analysis in path.parents else allowed)
+        ours = BENCH if path.parent.name == "bench" else set[str]()
+        missing = set(third_party_imports(path)) - (allowed_in_analysis if path in analysis else allowed) - ours
         assert not missing, f"{path.relative_to(ROOT)} imports from {missing}, which setup.py does not require"
 
 
@@ -90,7 +93,7 @@ def test_tests_need_no_more_than_their_extra(arguments: dict[str, Any]) -> None:
     allowed = distributions(arguments["install_requires"]) | through_basicsr
     allowed |= distributions(arguments["extras_require"]["test"])
     allowed |= {"setuptools", "packaging"}  # the README's test line installs the one, pytest the other
-    ours = {canonicalize_name(path.stem) for path in (ROOT / "tests").rglob("*.py")} | {"tests", "tools"}
+    ours = {canonicalize_name(path.stem) for path in (ROOT / "tests").rglob("*.py")} | {"tests", "tools"} | BENCH
     for path in (ROOT / "tests").rglob("*.py"):
         missing = set(third_party_imports(path)) - allowed - ours
         assert not missing, f"{path.relative_to(ROOT)} imports from {missing}, which the extra 'test' does not require"

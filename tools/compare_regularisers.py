@@ -9,67 +9,41 @@ Needs the extra [analysis].
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
-from multiprocessing import get_context
-
-import torch
-from tqdm import tqdm
 
 from bsr_plugins.analysis.alignment_study import VARIANTS, Figures, Study, run_variant
-from bsr_plugins.analysis.study_images import DEMO, split_photographs
-from bsr_plugins.data.image_files import ImageFile
-from bsr_plugins.data.image_reading import read_image
-from bsr_plugins.errors import BSRError
+from bsr_plugins.analysis.study import at_least, run_side_by_side, split_photographs, study_parser
+from bsr_plugins.data.decode import Pixels
+from bsr_plugins.engine.command_line import run_tool
 
-Results = Mapping[tuple[str, int], tuple[Figures, Figures]]
+Run = tuple[str, int]
+Results = Mapping[Run, tuple[Figures, Figures]]
 
 
-def main() -> None:
-    """Read the arguments, train, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataroot", default=DEMO, help="folder of HR photographs")
-    parser.add_argument("--iters", type=int, default=Study.iters, help="training steps of each run")
-    parser.add_argument("--batch-size", type=int, default=Study.batch_size, help="HR images per step")
+def compare() -> int:
+    """Train and print."""
+    parser = study_parser(__doc__, Study, least_batch_size=2)
     parser.add_argument("--align-weight", type=float, default=Study.align_weight, help="weight of the alignment")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=Study.device)
-    parser.add_argument("--processes", type=int, default=2, help="runs side by side; each has one thread on a CPU")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="runs of each kind")
     args = parser.parse_args()
-    if min(args.iters, args.seeds, args.processes) < 1 or args.batch_size < 2 or not args.align_weight > 0:
-        parser.error(
-            "--iters, --seeds, --processes: expected at least 1, --batch-size at least 2, --align-weight above 0"
-        )
-    if not args.dataroot:
-        parser.error("--dataroot: expected a folder")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device here, expected cpu")
+    if not args.align_weight > 0:
+        parser.error(f"argument --align-weight: {args.align_weight}, expected a number above 0")
     study = Study(iters=args.iters, batch_size=args.batch_size, align_weight=args.align_weight, device=args.device)
-    try:
-        train, held_out = split_photographs(args.dataroot, study.smallest_side)
-    except BSRError as error:
-        parser.error(str(error))
+    photographs = split_photographs(args.dataroot, study.smallest_side)
     start = time.perf_counter()
     runs = list(product(VARIANTS, range(args.seeds)))
-    with ProcessPoolExecutor(args.processes, get_context("spawn")) as pool:
-        figures = tqdm(pool.map(partial(_run, study, train, held_out), runs), total=len(runs), unit="run")
-        results = dict(zip(runs, figures, strict=True))
-    _show(results, range(args.seeds))
+    _show(run_side_by_side(partial(_run, study), runs, photographs, args.processes), range(args.seeds))
     print(f"\n{study} on {args.dataroot}, {args.processes} processes: {time.perf_counter() - start:.0f} s")
+    return 0
 
 
-def _run(
-    study: Study, train: Sequence[ImageFile], held_out: Sequence[ImageFile], run: tuple[str, int]
-) -> tuple[Figures, Figures]:
-    torch.set_num_threads(1)
+def _run(study: Study, run: Run, train: Sequence[Pixels], held_out: Sequence[Pixels]) -> tuple[Figures, Figures]:
     name, seed = run
-    pixels = ([read_image(image) for image in images] for images in (train, held_out))
-    return run_variant(VARIANTS[name], study, seed, *pixels)
+    return run_variant(VARIANTS[name], study, seed, train, held_out)
 
 
 def _show(results: Results, seeds: Sequence[int]) -> None:
@@ -96,5 +70,10 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.mean(values):{form}}{spread}"
 
 
+def main() -> int:
+    """Train and print, or say why that cannot be."""
+    return run_tool(compare)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -13,7 +13,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bsr_plugins.data.test_sets import SetRequest, make_test_set
+from bsr_plugins.data.testset_writer import SetRequest, make_test_set
 from bsr_plugins.degradations import PROTOCOLS
 from bsr_plugins.engine.command_line import run_tool
 

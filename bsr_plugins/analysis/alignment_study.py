@@ -19,10 +19,8 @@ from basicsr.metrics.psnr_ssim import calculate_psnr
 from basicsr.utils import get_root_logger, tensor2img
 from torch import Tensor, nn
 
-from bsr_plugins.analysis.study_images import patch_batches
-from bsr_plugins.analysis.study_options import study_options
-from bsr_plugins.data.decode import Pixels
-from bsr_plugins.data.patches import to_tensor
+from bsr_plugins.analysis.study import patch_batches, study_options
+from bsr_plugins.data.decode import Pixels, to_tensor
 from bsr_plugins.degradations import protocol_degradation, protocol_settings, with_noise_seed
 from bsr_plugins.models import SimpleAlignModel
 from bsr_plugins.models.feature_tap import find_tap

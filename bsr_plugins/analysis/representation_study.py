@@ -8,7 +8,7 @@ of 256 pixels at ×4. So that a CPU sees something within minutes, here
   detail, and blur shows in it;
 * the degrader starts as the average of 2×2 pixels, and learns faster than the others. A representation only pays once
   the degrader errs by less than two grey levels; from PyTorch's initialisation it takes thousands of steps to pass an
-  image on so well, whatever it is told;
+  image on so well, whatever representation it gets;
 * the encoder starts from He's initialisation. With PyTorch's, which the released code has, biases drown the images, and
   it takes thousands of steps before it sees blur at all, even if it is taught the widths directly;
 * λ1 is a tenth of the paper's: at first, the gradient of the energy distance on the encoder is ten times that of the
@@ -28,8 +28,7 @@ from basicsr.utils import get_root_logger
 from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import Tensor, nn
 
-from bsr_plugins.analysis.study_images import patch_batches, patches
-from bsr_plugins.analysis.study_options import study_options
+from bsr_plugins.analysis.study import patch_batches, patches, study_options
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.degradations import ClassicalDegradation, classical_params
 from bsr_plugins.losses import EnergyDistanceLoss
@@ -128,7 +127,7 @@ class Figures(NamedTuple):
 
 
 class StudyModel(ReDSRModel):
-    """A `ReDSRModel` whose degrader has a learning rate of its own, `train.degrader_lr`."""
+    """A `ReDSRModel` whose degrader learns at another rate, `train.degrader_lr`."""
 
     def setup_optimizers(self) -> None:
         """See `BlindSRModel.setup_optimizers`."""
@@ -143,7 +142,7 @@ class StudyModel(ReDSRModel):
 
 
 class ConstantReDSRModel(StudyModel):
-    """A `StudyModel` whose degrader is told nothing about the degradation."""
+    """A `StudyModel` whose degrader gets a constant in the place of the representation."""
 
     def redegrade(self, representation: Tensor) -> dict[str, Tensor]:
         """See `ReDSRModel.redegrade`."""

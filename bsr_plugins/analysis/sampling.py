@@ -108,7 +108,7 @@ def measure_spreads(
 
 
 def plot_spreads(spreads: Sequence[Spread], curves: Sequence[DistanceCurve], file: Path) -> None:
-    """Draw D of every stage, and below it the histogram of D under every sampler."""
+    """Plot D of every stage, and below it the histogram of D under every sampler."""
     samplers = list(dict.fromkeys(spread.sampler for spread in spreads))
     shape = (1 + len(samplers), len(curves))
     figure = Figure(figsize=(_PANEL_INCHES * shape[1], _PANEL_INCHES * 0.75 * shape[0]), layout="constrained")

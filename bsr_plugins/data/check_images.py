@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from bsr_plugins.blocks import integer
-from bsr_plugins.data.decode import DepthError, Pixels, decode
+from bsr_plugins.data.decode import HEADER_ERRORS, UndecodableError, decode, kinds_of_file
 from bsr_plugins.data.image_files import (
     ENDINGS,
     LMDB_ENDING,
@@ -21,10 +21,9 @@ from bsr_plugins.data.image_files import (
     files_in_folder,
     images_in_lmdb,
     name_below,
+    read_bytes,
 )
-from bsr_plugins.data.image_reading import read_bytes
-from bsr_plugins.data.unusual_images import HEADER_ERRORS, kinds_of_image
-from bsr_plugins.data.worker_pool import worker_pool
+from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.errors import BadImageError, OptionError
 
 _LISTED = 5
@@ -36,7 +35,7 @@ class CheckRequest:
 
     Attributes:
         roots: Folders of images, searched with their sub-folders, or LMDBs of BasicSR's tool.
-        lq: The LQ images of the one root, in a folder or LMDB of their own.
+        lq: The folder or LMDB of the LQ images that belong to the one root.
         lq_name: What an LQ image is called, `{}` standing for the name of its GT image.
         gt_size: The least that both sides of an image must have.
         scale: What both sides must be multiples of; with `lq`, how much larger a GT image is.
@@ -99,7 +98,7 @@ class Report:
         if self.others:
             more = f" and {len(self.others) - _LISTED} more" if len(self.others) > _LISTED else ""
             yield (
-                f"not checked, as they do not end like images (BasicSR's own datasets read all files of a folder): "
+                f"not checked, as they do not end like images (BasicSR's datasets read all files of a folder): "
                 f"{', '.join(self.others[:_LISTED])}{more}"
             )
 
@@ -129,8 +128,8 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
     images = [image for images in sets for image in images]
     lq_count = 0 if request.lq is None else len(sets[-1])
     checker = _Checker(images, len(images) - lq_count, request)
-    with worker_pool(checker, len(images), min(processes, len(images))) as run:
-        results: list[_Seen] = run(_Checker.check, "checking", progress)
+    with worker_pool(checker, len(images), min(processes, len(images)), progress) as run:
+        results: list[_Seen] = run(_Checker.check, "checking")
     faults = [Fault(image.path, seen.reason) for image, seen in zip(images, results, strict=True) if seen.reason]
     for one in sets:
         faults += _equal_names(one)
@@ -147,7 +146,7 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
 
 
 class _Seen(NamedTuple):
-    """What was seen of an image: its size if it can be decoded, its kinds, and what is wrong with it, if anything."""
+    """The size and the kinds of an image that can be decoded, and what is wrong with it, if anything."""
 
     size: tuple[int, int] | None
     kinds: tuple[str, ...]
@@ -163,19 +162,22 @@ class _Checker:
         self._request = request
 
     def check(self, number: int) -> _Seen:
-        image = self._images[number]
+        image, data = self._images[number], b""
         try:
             data = read_bytes(image)
-            height, width, _ = _decoded(data, image.path).shape
+            height, width, _ = decode(data, image.path).shape
+        except UndecodableError:
+            return _Seen(None, (), _what_it_is(data))
         except BadImageError as error:
             return _Seen(None, (), str(error).removeprefix(f"{image.path}: "))
-        return _Seen((height, width), _kinds(data), self._why_unfit(image, height, width, number < self._num_gt))
+        kinds = tuple(kinds_of_file(BytesIO(data)))
+        return _Seen((height, width), kinds, self._why_unfit(image, height, width, number < self._num_gt))
 
     def _why_unfit(self, image: ImageFile, height: int, width: int, is_gt: bool) -> str:
         request, size = self._request, f"is {width}x{height}"
         if image.lmdb and sorted((height, width)) != sorted((image.height, image.width)):
             return f"{size}, but was listed as {image.width}x{image.height}"
-        if not is_gt:  # its size is compared with the other one's
+        if not is_gt:  # its size is compared with that of the GT image
             return ""
         if request.gt_size is not None and min(height, width) < request.gt_size:
             return f"{size}, expected both sides at least gt_size {request.gt_size}"
@@ -184,33 +186,15 @@ class _Checker:
         return ""
 
 
-def _decoded(data: bytes, path: str) -> Pixels:
-    """Decode an image as `decode` does, and tell more of why it cannot be."""
-    if not data:
-        raise BadImageError(f"{path}: is empty (0 bytes)")
-    try:
-        return decode(data, path)
-    except DepthError:
-        raise
-    except BadImageError as error:
-        raise BadImageError(f"{path}: {_what_it_is(data)}") from error
-
-
 def _what_it_is(data: bytes) -> str:
     """Describe what cannot be decoded."""
+    if not data:
+        return "is empty (0 bytes)"
     try:
         with Image.open(BytesIO(data)) as image:
             return f"is truncated or damaged ({image.format}, {len(data)} bytes)"
     except HEADER_ERRORS:
         return f"is no image ({len(data)} bytes)"
-
-
-def _kinds(data: bytes) -> tuple[str, ...]:
-    try:
-        with Image.open(BytesIO(data)) as image:
-            return tuple(kinds_of_image(image))
-    except HEADER_ERRORS:  # Pillow does not know all that OpenCV reads
-        return ()
 
 
 def _list_images(root: str) -> list[ImageFile]:
@@ -231,15 +215,12 @@ def _other_files(root: str) -> list[str]:
     return sorted(str(file) for file in files if file.suffix.lower() not in ENDINGS)
 
 
-def _equal_names(images: Sequence[ImageFile]) -> list[Fault]:
+def _equal_names(images: Sequence[ImageFile]) -> Iterator[Fault]:
     first: dict[str, str] = {}
-    faults = []
     for image in images:
-        name = image.name.casefold()
-        if name in first:
-            faults.append(Fault(image.path, f"has the same name as {first[name]}"))
-        first.setdefault(name, image.path)
-    return faults
+        same = first.setdefault(image.name.casefold(), image.path)
+        if same != image.path:
+            yield Fault(image.path, f"has the same name as {same}")
 
 
 def _unpaired(
@@ -247,26 +228,20 @@ def _unpaired(
     lq: Sequence[ImageFile],
     sizes: dict[str, tuple[int, int] | None],
     request: CheckRequest,
-) -> list[Fault]:
-    """Return the faults of images that have no partner, or one of another size."""
-    partners = {image.name: image for image in lq}
-    faults = []
+) -> Iterator[Fault]:
+    """Find the images that have no partner, or one of another size."""
+    scale, partners = request.scale, {image.name: image for image in lq}
+    assert scale is not None
     for image in gt:
         place = PurePosixPath(image.name)
         name = str(place.with_name(request.lq_name.replace("{}", place.name)))
         partner = partners.pop(name, None)
         if partner is None:
-            faults.append(Fault(image.path, f"has no LQ image {name} in {request.lq}"))
+            yield Fault(image.path, f"has no LQ image {name} in {request.lq}")
             continue
         size, lq_size = sizes[image.path], sizes[partner.path]
-        assert request.scale is not None
-        if size and lq_size and size != (lq_size[0] * request.scale, lq_size[1] * request.scale):
-            faults.append(
-                Fault(
-                    partner.path,
-                    f"is {lq_size[1]}x{lq_size[0]}, expected 1/{request.scale} of {image.path}, "
-                    f"which is {size[1]}x{size[0]}",
-                )
-            )
-    faults += [Fault(image.path, f"has no GT image in {request.roots[0]}") for image in partners.values()]
-    return faults
+        if size and lq_size and size != (lq_size[0] * scale, lq_size[1] * scale):
+            expected = f"expected 1/{scale} of {image.path}, which is {size[1]}x{size[0]}"
+            yield Fault(partner.path, f"is {lq_size[1]}x{lq_size[0]}, {expected}")
+    for image in partners.values():
+        yield Fault(image.path, f"has no GT image in {request.roots[0]}")

@@ -1,19 +1,36 @@
-"""Find the images of folders and LMDBs, with their sizes, reading no pixel."""
+"""Find the images of folders, LMDBs and `demo`, and read them through BasicSR's FileClient."""
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import lmdb
+from basicsr.utils import FileClient
 from PIL import Image
 
-from bsr_plugins.data.decode import decode
-from bsr_plugins.data.demo import DEMO, demo_photographs
+from bsr_plugins.data.decode import Pixels, decode
 from bsr_plugins.errors import BadImageError, OptionError
+
+DEMO = "demo"
+"""The root that stands for the photographs of scikit-image, so that nothing is fetched."""
+
+TRAIN_PHOTOGRAPHS = (
+    "astronaut.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+)
+VALIDATION_PHOTOGRAPHS = ("chelsea.png", "rocket.jpg")
 
 BACKENDS = ("disk", "lmdb")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -50,7 +67,7 @@ def find_images(
 
     On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
     with a dot is ignored. The root `demo` stands for scikit-image's photographs (a folder of that name is
-    `./demo`). An LMDB is what BasicSR's own tool makes; its keys and sizes come from `meta_info.txt`.
+    `./demo`). An LMDB is what BasicSR's tool makes; its keys and sizes come from `meta_info.txt`.
 
     Args:
         roots: Folders, or `demo`; with the backend `lmdb`, folders that end in `.lmdb`.
@@ -89,6 +106,27 @@ def _on_disk(root: str, phase: str, where: str, bad: list[str] | None) -> list[I
     return images
 
 
+def demo_photographs(phase: str, where: str) -> list[Path]:
+    """Return the colour photographs of a split, sorted by name.
+
+    Args:
+        phase: `train` gives the training split (7 photographs), `val` and `test` the validation split (2).
+        where: The option that asks for them, for messages.
+
+    Raises:
+        OptionError: scikit-image is not installed, or its files were left out.
+    """
+    try:
+        folder = Path(str(importlib.resources.files("skimage"))) / "data"
+    except ModuleNotFoundError as error:
+        raise OptionError(f"{where}: '{DEMO}' needs scikit-image, which is not installed") from error
+    names = TRAIN_PHOTOGRAPHS if phase == "train" else VALIDATION_PHOTOGRAPHS
+    for name in names:
+        if not (folder / name).is_file():
+            raise OptionError(f"{where}: '{DEMO}' needs {folder / name}, which this scikit-image lacks")
+    return [folder / name for name in names]
+
+
 def files_in_folder(root: str, where: str) -> list[Path]:
     """List the image files below a folder as `find_images` does, opening none.
 
@@ -125,23 +163,17 @@ def name_below(folder: Path, file: Path) -> str:
 
 def _size_or_error(file: Path) -> tuple[int, int] | BadImageError:
     try:
-        return _size_from_header(file)
-    except BadImageError as error:
-        return error
-
-
-def _size_from_header(file: Path) -> tuple[int, int]:
-    try:
         with Image.open(file) as image:
             return image.height, image.width
     except (OSError, Image.DecompressionBombError):
-        # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise BadImageError(f"{file}: cannot be read ({error.strerror})") from error
-        height, width, _ = decode(data, str(file)).shape
-        return height, width
+        pass  # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
+    try:
+        height, width, _ = decode(file.read_bytes(), str(file)).shape
+    except OSError as error:
+        return BadImageError(f"{file}: cannot be read ({error.strerror})")
+    except BadImageError as error:
+        return error
+    return height, width
 
 
 def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
@@ -170,7 +202,7 @@ def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
 
 
 def distinct_names(images: Iterable[ImageFile]) -> list[str]:
-    """Give every image a file name of its own: folders joined with `_`, repeated names numbered `-2`, `-3` …
+    """Give every image a name that no other has: folders joined with `_`, repeated names numbered `-2`, `-3` …
 
     Two names that differ in case alone count as the same, because some file systems say so.
     """
@@ -185,3 +217,65 @@ def distinct_names(images: Iterable[ImageFile]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def read_image(image: ImageFile) -> Pixels:
+    """Read an image.
+
+    Returns:
+        (H, W, 3) RGB pixels, 8 or 16 bits unsigned; see `decode`.
+
+    Raises:
+        BadImageError: The image is missing, unreadable, truncated, of an unknown depth, or not of the size it
+            was listed with.
+    """
+    pixels = decode(read_bytes(image), image.path)
+    height, width, _ = pixels.shape
+    if sorted((height, width)) != sorted((image.height, image.width)):
+        raise BadImageError(f"{image.path}: is {width}x{height}, but was listed as {image.width}x{image.height}")
+    return pixels
+
+
+def read_bytes(image: ImageFile) -> bytes:
+    """Read what is stored of an image.
+
+    Raises:
+        BadImageError: It is missing or cannot be read.
+    """
+    try:
+        data: bytes | None = _client(image.lmdb).get(image.key)
+    except (OSError, lmdb.Error) as error:
+        raise BadImageError(f"{image.path}: cannot be read ({error})") from error
+    if data is None:
+        raise BadImageError(f"{image.path}: the LMDB has no such key, though its meta_info.txt lists it")
+    return data
+
+
+_clients: dict[str, FileClient] = {}
+_clients_lock = threading.Lock()
+
+
+def _client(lmdb_folder: str) -> FileClient:
+    """Return this process's client of an LMDB folder, or that of the disk for an empty string.
+
+    All datasets of a process share it, because LMDB lets a process open a folder only once.
+    """
+    with _clients_lock:
+        if lmdb_folder not in _clients:
+            _clients[lmdb_folder] = FileClient("lmdb", db_paths=lmdb_folder) if lmdb_folder else FileClient("disk")
+        return _clients[lmdb_folder]
+
+
+def _begin_after_fork() -> None:
+    """Close inherited clients, because LMDB wants a folder used by the process that opened it."""
+    global _clients_lock
+    for folder, client in _clients.items():
+        if folder:
+            for environment in client.client._client.values():
+                environment.close()
+    _clients.clear()
+    _clients_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_begin_after_fork)

@@ -1,18 +1,124 @@
-"""Cut patches out of images, flip and turn them, and make tensors of them."""
+"""Random patches of training images: those of the items, and those that a degradation is calibrated on."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bsr_plugins.data.decode import Pixels
+from bsr_plugins.data.bad_images import SKIPPED, log_left_out
+from bsr_plugins.data.dataset_options import PatchOptions, read_options
+from bsr_plugins.data.decode import Pixels, to_tensor
+from bsr_plugins.data.image_files import ImageFile, distinct_names, read_image
+from bsr_plugins.errors import OptionError
+from bsr_plugins.seeding import generator_at
+
+_ENOUGH_PIXELS = 128  # larger patches to calibrate on cost more and tell little more
 
 
-def to_tensor(pixels: Pixels) -> Tensor:
-    """Turn (H, W, 3) pixels of 8 or 16 bits into a contiguous float32 tensor (3, H, W) in [0, 1]."""
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    return torch.from_numpy(planes / np.float32(np.iinfo(pixels.dtype).max))
+class TrainPatches:
+    """Random patches of training images; see `PairedDegradationDataset`.
+
+    Attributes:
+        images: The images, less those left out as bad.
+    """
+
+    def __init__(self, options: PatchOptions) -> None:
+        self._options = options
+        self._degradation = options.build_degradation() if options.degrade_on == "worker" else None
+        if self._degradation is not None:
+            options.check_degradation(self._degradation)
+        self.images, left_out = options.sift_images()
+        log_left_out(f"dataset '{options.name}'", left_out, len(self.images) + len(left_out))
+        self._replacement = options.replacement(self.images)
+        self._names = distinct_names(self.images)
+        if self._degradation is not None and self._degradation.needs_calibration:
+            self._degradation.calibrate(draw_calibration_patches(self.images, options))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
+        """Make the item of an image; epoch and position decide its random draws.
+
+        Raises:
+            BadImageError: The image cannot be read, and no other takes its place.
+        """
+        if self._replacement is None:
+            return self._item(index, epoch, position)
+        item, skipped = self._replacement.take(index, lambda other: self._item(other, epoch, position), epoch, position)
+        return item | {SKIPPED: "\n".join(skipped)}
+
+    def _item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
+        image = self.images[index]
+        pixels = read_image(image)
+        generator = generator_at(self._options.seed, "patches", epoch, position)
+        views = torch.stack([self._view(pixels, generator) for _ in range(self._options.num_views or 1)])
+        if self._degradation is None:
+            return {"gt": views, "gt_path": image.path}
+        params = self._degradation.sample(1, generator_at(self._options.seed, "degradation", epoch, position))
+        with torch.no_grad():
+            gt = self._degradation.target(views[None])
+            lq = self._degradation(gt, params)
+        return {
+            "lq": lq[0, 0].contiguous(),
+            "gt": gt[0, 0].contiguous(),
+            "lq_path": f"{self._names[index]}.png",
+            "gt_path": image.path,
+        }
+
+    def _view(self, pixels: Pixels, generator: torch.Generator) -> Tensor:
+        options = self._options
+        patch = random_crop(pixels, options.gt_size, generator)
+        return to_tensor(random_flip(patch, options.use_hflip, options.use_rot, generator))
+
+
+def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
+    """Sample the patches that a training dataset's degradation is calibrated on.
+
+    Args:
+        dataset_opt: The option block of a `PairedDegradationDataset` in phase train; it is left as it is.
+
+    Returns:
+        Patches as `draw_calibration_patches` gives them.
+
+    Raises:
+        OptionError: The block cannot be used, or is for another phase.
+        BadImageError: An image cannot be read or is smaller than `gt_size`.
+    """
+    options = read_options(dataset_opt)
+    if not isinstance(options, PatchOptions):
+        raise OptionError(f"{options.where('phase')}: {options.phase!r}, expected 'train' to calibrate a degradation")
+    return draw_calibration_patches(options.find_images(), options)
+
+
+def draw_calibration_patches(images: Sequence[ImageFile], options: PatchOptions) -> Tensor:
+    """Cut squares, each out of one of evenly spread images at a place that the seed decides.
+
+    With `on_bad_image: skip` another image takes the place of one that cannot be read. Where there are fewer images
+    than patches, images take turns with different places.
+
+    Returns:
+        (calibration_images, 3, P, P) RGB in [0, 1], P = gt_size but at most 128 pixels, a multiple of scale.
+    """
+    size = min(options.gt_size, _ENOUGH_PIXELS - _ENOUGH_PIXELS % options.scale)
+    replacement = options.replacement(images)
+
+    def patch(number: int, index: int) -> Tensor:
+        generator = generator_at(options.seed, "calibration", number)
+        return to_tensor(random_crop(read_image(images[index]), size, generator))
+
+    patches = []
+    for number in range(options.calibration_images):
+        index = number * len(images) // options.calibration_images
+        if replacement is None:
+            patches.append(patch(number, index))
+        else:
+            patches.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
+    return torch.stack(patches)
 
 
 def random_crop(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:

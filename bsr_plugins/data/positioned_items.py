@@ -1,19 +1,24 @@
-"""Any dataset, with what it draws from the global random states made a function of the position."""
+"""Any dataset, with its random draws made a function of the position and its bad files found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import cv2
+import lmdb
 from torch.utils.data import Dataset, get_worker_info
 
 from bsr_plugins.data.bad_images import ON_BAD_IMAGE, SKIPPED, Replacement
-from bsr_plugins.data.item_files import bad_files, check_is_asked_for, item_files
-from bsr_plugins.data.positioned_index import PositionedIndex
-from bsr_plugins.errors import BSRError, unknown_name
+from bsr_plugins.data.decode import decode
+from bsr_plugins.data.positions import PositionedIndex
+from bsr_plugins.errors import BadImageError, BSRError, described, unknown_name
 from bsr_plugins.random_states import random_states_kept, seed_random_states
 from bsr_plugins.seeding import derive_seed
+
+_PATH_KEYS = ("gt_path", "lq_path")
 
 
 class PositionedDataset(Dataset[Any]):
@@ -75,17 +80,55 @@ class PositionedDataset(Dataset[Any]):
         except BSRError:
             raise
         except Exception as error:
-            bad = bad_files(self.dataset, index, error, self._where)
+            bad = self._why_bad(index, error)
             if bad is None:
                 raise
             raise bad from error
-        check_is_asked_for(self.dataset, index, item)
+        if isinstance(item, Mapping):
+            self._check_is_asked_for(index, item)
         return item
+
+    def _names(self, index: int) -> list[str]:
+        return [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
 
     def _bad_files(self, index: int, error: BSRError) -> str:
         """Name the file that an error is about, or all files of the item."""
-        names = [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
+        names = self._names(index)
         return next((name for name in names if str(error).startswith(f"{name}: ")), " and ".join(names))
+
+    def _why_bad(self, index: int, error: Exception) -> BSRError | None:
+        """Find out whether an item could not be made because of its files; they are read again for that.
+
+        Returns:
+            A BadImageError that names the file, or all files of the item, and the reason; a BSRError for an LMDB that
+            cannot be read; None if the error has nothing to do with files.
+        """
+        files = item_files(self.dataset, index)
+        for file in files:
+            try:
+                _try_to_read(self.dataset, file, decoded=True)
+            except BadImageError as bad:
+                return bad
+        names = " and ".join(self._names(index))
+        if isinstance(error, lmdb.Error):
+            return BSRError(f"{names}: cannot be read ({described(error)})")
+        # OpenCV returns None in the place of an image that it cannot decode.
+        of_none = not files and isinstance(error, AttributeError | TypeError) and "NoneType" in str(error)
+        if of_none or isinstance(error, OSError | ValueError | cv2.error):
+            return BadImageError(f"{names}: cannot be used ({described(error)})")
+        return None
+
+    def _check_is_asked_for(self, index: int, item: Mapping[str, Any]) -> None:
+        """Check that an item comes from the files of its index: some datasets take others for those they cannot read.
+
+        Raises:
+            BadImageError: It does not, as one of those cannot be read.
+        """
+        files = item_files(self.dataset, index)
+        given = {item[key] for key in _PATH_KEYS if isinstance(item.get(key), str)}
+        if not given <= {file.key for file in files}:
+            for file in files:
+                _try_to_read(self.dataset, file, decoded=False)
 
 
 @contextmanager
@@ -94,3 +137,79 @@ def _global_states(seed: int) -> Iterator[None]:
     with nullcontext() if get_worker_info() is not None else random_states_kept():
         seed_random_states(seed, devices=False)
         yield
+
+
+class ItemFile(NamedTuple):
+    """A file that an item comes from.
+
+    Attributes:
+        name: What users know it by: the file, or the LMDB folder and the key.
+        key: What the dataset calls it.
+        path: The file on disk; None in an LMDB.
+        client: What BasicSR's file client calls its storage: `gt`, `lq` …
+    """
+
+    name: str
+    key: str
+    path: Path | None
+    client: str
+
+
+def item_files(dataset: Any, index: int) -> list[ItemFile]:
+    """Name the files that an item comes from, if the dataset is like BasicSR's.
+
+    These have a list `paths` of paths, or of mappings with keys like `gt_path`; in an LMDB the paths are its keys.
+
+    Returns:
+        The files; none if the dataset does not name them.
+    """
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, list | tuple) or not 0 <= index < len(paths):
+        return []
+    entry = paths[index]
+    folders = _lmdb_folders(dataset)
+    if isinstance(entry, Mapping):
+        ending = "_path"
+        named = {key.removesuffix(ending): path for key, path in entry.items() if str(key).endswith(ending)}
+    else:
+        named = {next(iter(folders), "gt"): entry}
+    return [
+        ItemFile(f"{folders[client]}/{path}", str(path), None, client)
+        if client in folders
+        else ItemFile(str(path), str(path), Path(path), client)
+        for client, path in named.items()
+        if isinstance(path, str | Path)
+    ]
+
+
+def _lmdb_folders(dataset: Any) -> dict[str, str]:
+    """Return the LMDB folder of every storage of a dataset, by its name; none for one that reads from disk."""
+    backend = getattr(dataset, "io_backend_opt", None)
+    if not isinstance(backend, Mapping) or "db_paths" not in backend:
+        return {}
+    folders, clients = (
+        value if isinstance(value, list | tuple) else [value]
+        for value in (backend["db_paths"], backend.get("client_keys", "default"))
+    )
+    return dict(zip(clients, map(str, folders), strict=False))
+
+
+def _try_to_read(dataset: Any, file: ItemFile, decoded: bool) -> None:
+    """Read a file as the dataset does.
+
+    Raises:
+        BadImageError: It cannot be read or, if it is to be `decoded`, is no whole image.
+    """
+    try:
+        if file.path is not None:
+            data = file.path.read_bytes()
+        elif getattr(dataset, "file_client", None) is not None:
+            data = dataset.file_client.get(file.key, file.client)
+        else:
+            return  # an LMDB that this process has not opened, nor may it twice
+    except (OSError, lmdb.Error) as error:
+        raise BadImageError(f"{file.name}: cannot be read ({error})") from error
+    if data is None:
+        raise BadImageError(f"{file.name}: the LMDB has no such key, though its meta_info.txt lists it")
+    if decoded:
+        decode(data, file.name)

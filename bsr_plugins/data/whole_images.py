@@ -6,16 +6,10 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.data.dataset_options import WholeImageOptions
-from bsr_plugins.data.image_files import distinct_names
-from bsr_plugins.data.image_reading import read_image
-from bsr_plugins.data.patches import to_tensor
+from bsr_plugins.data.decode import to_tensor
+from bsr_plugins.data.image_files import distinct_names, read_image
 from bsr_plugins.degradations import Degradation
-from bsr_plugins.degradations.protocols import (
-    Setting,
-    protocol_degradation,
-    protocol_settings,
-    with_noise_seed,
-)
+from bsr_plugins.degradations.protocols import Setting, protocol_degradation, protocol_settings, with_noise_seed
 from bsr_plugins.errors import BadImageError, OptionError, unknown_name
 from bsr_plugins.seeding import derive_seed, generator_at
 
@@ -25,7 +19,7 @@ class WholeImages:
 
     Attributes:
         images: The images, each of which comes under every setting.
-        names: A file name of its own for each, without an ending.
+        names: The distinct file name of each, without an ending.
     """
 
     def __init__(self, options: WholeImageOptions) -> None:
@@ -63,9 +57,8 @@ class WholeImages:
             BadImageError: The image cannot be read.
         """
         number, setting = index // len(self._settings), self._settings[index % len(self._settings)]
-        image = self.images[number]
+        image, scale = self.images[number], self._options.scale
         gt = to_tensor(read_image(image))
-        scale = self._options.scale
         _, height, width = gt.shape
         gt = gt[:, : height - height % scale, : width - width % scale].contiguous()
         params = self._params(image.name, setting)
@@ -73,15 +66,10 @@ class WholeImages:
             gt = self._degradation.target(gt[None])[0]
             lq = self._degradation(gt[None, None], params)
         suffix = "" if setting is None else f"_{setting.name}"
-        known: dict[str, Tensor | str] = {}
+        item: dict[str, Tensor | str] = {"lq": lq[0, 0].contiguous(), "gt": gt}
         if self._degradation.kernel_size is not None:
-            known["kernel"] = self._degradation.kernels(params)[0]
-        return known | {
-            "lq": lq[0, 0].contiguous(),
-            "gt": gt,
-            "lq_path": f"{self.names[number]}{suffix}.png",
-            "gt_path": image.path,
-        }
+            item["kernel"] = self._degradation.kernels(params)[0]
+        return item | {"lq_path": f"{self.names[number]}{suffix}.png", "gt_path": image.path}
 
     def _check_sizes(self) -> None:
         chosen = [None if setting is None else setting.params for setting in self._settings]

@@ -1,7 +1,7 @@
 """Blur with reflected borders, and blur with bicubic downsampling as one linear map.
 
 All ways below are exact, borders included (float rounding aside), and far cheaper than a convolution with the kernel
-followed by a gather.
+followed by a gather; `tools/bench/degradations.py` measures them against that.
 
 * A separable kernel g gᵀ and the bicubic are both separable, so together they are `A_y X A_xᵀ` with one banded matrix
   per axis: `A = W · R(g)`, W the bicubic, R(g) the blur with reflected borders.

@@ -12,8 +12,7 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
 from bsr_plugins.data.dataset_options import check_patch_size
-from bsr_plugins.data.demo import DEMO, demo_photographs
-from bsr_plugins.data.image_files import files_in_folder, images_in_lmdb
+from bsr_plugins.data.image_files import DEMO, demo_photographs, files_in_folder, images_in_lmdb
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.engine.faults import Faults, dotted
 from bsr_plugins.engine.image_sizes import files_of

@@ -17,12 +17,11 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from bsr_plugins.data.bad_images import SKIPPED
-from bsr_plugins.data.item_files import item_files
-from bsr_plugins.data.loader_processes import WorkerProcesses, stop_signals_held_back
+from bsr_plugins.data.decode import unusual_images
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
-from bsr_plugins.data.positioned_items import PositionedDataset
-from bsr_plugins.data.run_sampler import RunSampler
-from bsr_plugins.data.unusual_images import unusual_images
+from bsr_plugins.data.positioned_items import PositionedDataset, item_files
+from bsr_plugins.data.positions import RunSampler
+from bsr_plugins.data.workers import WorkerProcesses, stop_signals_held_back
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.seeding import derive_seed
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.atomic_file import write_atomically
 from bsr_plugins.blocks import build_from_block
-from bsr_plugins.data.calibration_patches import calibration_patches
+from bsr_plugins.data.patches import calibration_patches
 from bsr_plugins.degradations import Degradation, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.dropout import ChannelDropout

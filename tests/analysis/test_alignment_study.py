@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from bsr_plugins.analysis.alignment_study import (
     measure,
     run_variant,
 )
-from bsr_plugins.analysis.study_images import patch_batches
+from bsr_plugins.analysis.study import patch_batches
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.models import SimpleAlignModel
 
@@ -101,16 +102,15 @@ def test_command_line_prints_the_tables(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--dataroot", "nowhere"), "'nowhere' is missing or no folder"),
-        (("--seeds", "0"), "--iters, --seeds, --processes: expected at least 1"),
-        (("--batch-size", "1"), "--batch-size at least 2"),
-        (("--align-weight", "0"), "--align-weight above 0"),
+        (("--seeds", "0"), "argument --seeds: 0, expected a whole number at least 1"),
+        (("--batch-size", "1"), "argument --batch-size: 1, expected a whole number at least 2"),
+        (("--align-weight", "0"), "argument --align-weight: 0.0, expected a number above 0"),
     ],
 )
-def test_command_line_refuses_in_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = command(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_command_line_refuses_in_one_line(
+    refusal: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refusal("compare_regularisers", *arguments)
 
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

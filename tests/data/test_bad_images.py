@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.bad_images import SKIPPED, Replacement
-from bsr_plugins.data.calibration_patches import calibration_patches
+from bsr_plugins.data.decode import unusual_images
+from bsr_plugins.data.patches import calibration_patches
 from bsr_plugins.data.positioned_items import PositionedDataset
-from bsr_plugins.data.unusual_images import unusual_images
 from bsr_plugins.engine.loading import build_train_loader
 from bsr_plugins.errors import BadImageError, BSRError, OptionError, line_of
 from tests.data.batches import Batch, assert_same

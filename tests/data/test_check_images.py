@@ -13,7 +13,7 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from skimage import data
 
 from bsr_plugins.data.check_images import CheckRequest, Report, check_images
-from bsr_plugins.data.unusual_images import ALPHA, DEEP, GREY
+from bsr_plugins.data.decode import ALPHA, DEEP, GREY
 from bsr_plugins.errors import OptionError
 
 

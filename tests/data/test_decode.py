@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image, ImageOps
 from skimage import data
 
-from bsr_plugins.data.decode import decode
+from bsr_plugins.data.decode import Pixels, decode, to_tensor
 from bsr_plugins.errors import BadImageError
 
 HEIGHT, WIDTH = 12, 10
@@ -158,3 +159,19 @@ def test_truncated_jpeg_where_opencv_takes_it(monkeypatch: pytest.MonkeyPatch) -
 def test_no_image(content: bytes) -> None:
     with pytest.raises(BadImageError, match=r"^x\.png: cannot be decoded"):
         decode(content, "x.png")
+
+
+def test_to_tensor_scales_by_depth() -> None:
+    ramp = np.linspace(0, 1, 24).reshape(2, 4, 3)
+    files: tuple[tuple[Pixels, int], ...] = (
+        ((ramp * 255).astype(np.uint8), 255),
+        ((ramp * 65535).astype(np.uint16), 65535),
+    )
+    for pixels, end in files:
+        tensor = to_tensor(pixels)
+        assert tensor.dtype == torch.float32
+        assert tensor.shape == (3, 2, 4)
+        assert tensor.is_contiguous()
+        assert (float(tensor.min()), float(tensor.max())) == (0.0, 1.0)
+        expected = pixels.astype(np.float64).transpose(2, 0, 1) / end
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-7)

@@ -11,10 +11,15 @@ import pytest
 from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from skimage import data
 
-from bsr_plugins.data import image_reading
-from bsr_plugins.data.demo import TRAIN_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
-from bsr_plugins.data.image_files import ImageFile, distinct_names, find_images
-from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data import image_files
+from bsr_plugins.data.image_files import (
+    TRAIN_PHOTOGRAPHS,
+    VALIDATION_PHOTOGRAPHS,
+    ImageFile,
+    distinct_names,
+    find_images,
+    read_image,
+)
 from bsr_plugins.errors import BadImageError, OptionError
 
 
@@ -98,12 +103,12 @@ def test_forked_processes_open_lmdbs_anew(tmp_path: Path) -> None:
     lmdb = make_lmdb(tmp_path, [write(tmp_path / "a.png")], ["a"])
     (image,) = find(lmdb, backend="lmdb")
     pixels = read_image(image)
-    client = image_reading._clients.get(image.lmdb)
-    assert image_reading._clients.get(image.lmdb) is client
+    client = image_files._client(image.lmdb)
+    assert image_files._client(image.lmdb) is client
 
     def child() -> None:
         np.testing.assert_array_equal(read_image(image), pixels)
-        assert image_reading._clients.get(image.lmdb) is not client
+        assert image_files._client(image.lmdb) is not client
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()

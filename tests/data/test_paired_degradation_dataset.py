@@ -18,10 +18,9 @@ from basicsr.utils.lmdb_util import make_lmdb_from_imgs
 from skimage import data
 from torch import Tensor
 
-from bsr_plugins.data.calibration_patches import calibration_patches
-from bsr_plugins.data.image_files import find_images
-from bsr_plugins.data.image_reading import read_image
-from bsr_plugins.data.positioned_index import PositionedIndex
+from bsr_plugins.data.image_files import find_images, read_image
+from bsr_plugins.data.patches import calibration_patches
+from bsr_plugins.data.positions import PositionedIndex
 from bsr_plugins.degradations import SecondOrderDegradation
 from bsr_plugins.errors import BadImageError, OptionError
 from tests.degradations.reference import blur_bicubic, gaussian_kernel
@@ -162,7 +161,7 @@ def test_without_flips_patches_are_upright() -> None:
     for hflip, rot, kinds in ((False, False, {(1, 1)}), (True, False, {(1, 1), (1, -1)})):
         options = train(use_hflip=hflip, use_rot=rot, degradation={"type": "ClassicalDegradation"}, gt_size=32)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("bsr_plugins.data.train_patches.read_image", lambda _: np.dstack([gradient] * 3))
+            patch.setattr("bsr_plugins.data.patches.read_image", lambda _: np.dstack([gradient] * 3))
             dataset = build_dataset(options)
             gts = [dataset[PositionedIndex(0, 0, position)]["gt"][0] for position in range(20)]
         assert {(int((gt[1, 0] - gt[0, 0]).sign()), int((gt[0, 1] - gt[0, 0]).sign())) for gt in gts} == kinds

@@ -1,35 +1,25 @@
-"""Crops, flips and the way from pixels to tensors."""
+"""Crops and flips, and training items under a degradation that changes what is to be reproduced."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from basicsr.data import build_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsr_plugins.data.decode import Pixels
-from bsr_plugins.data.patches import random_crop, random_flip, to_tensor
+from bsr_plugins.data.patches import random_crop, random_flip
+from bsr_plugins.degradations import SecondOrderDegradation
+from bsr_plugins.seeding import generator_at
+from tests.data.test_paired_degradation_dataset import train
 
 
 def numbered(height: int, width: int) -> Pixels:
     """Make pixels that all differ, so that a patch tells where it comes from."""
     return np.arange(height * width * 3, dtype=np.uint16).reshape(height, width, 3)
-
-
-def test_to_tensor_scales_by_depth() -> None:
-    ramp = np.linspace(0, 1, 24).reshape(2, 4, 3)
-    files: tuple[tuple[Pixels, int], ...] = (
-        ((ramp * 255).astype(np.uint8), 255),
-        ((ramp * 65535).astype(np.uint16), 65535),
-    )
-    for pixels, end in files:
-        tensor = to_tensor(pixels)
-        assert tensor.dtype == torch.float32
-        assert tensor.shape == (3, 2, 4)
-        assert tensor.is_contiguous()
-        assert (float(tensor.min()), float(tensor.max())) == (0.0, 1.0)
-        expected = pixels.astype(np.float64).transpose(2, 0, 1) / end
-        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-7)
 
 
 @settings(deadline=None, max_examples=25)
@@ -73,3 +63,20 @@ def test_flips_draw_the_same_numbers_in_any_case() -> None:
         random_flip(numbered(3, 3), hflip, not hflip, generator)
         states.append(int(torch.randint(1 << 30, (), generator=generator)))
     assert states[0] == states[1]
+
+
+def item(usm: bool) -> dict[str, Any]:
+    options = train(degradation={"type": "SecondOrderDegradation", "usm": usm}, gt_size=96, seed=3)
+    made: dict[str, Any] = build_dataset(options)[0]
+    return made
+
+
+def test_a_worker_sharpens_what_is_reproduced_and_degraded() -> None:
+    plain, sharpened = item(usm=False), item(usm=True)
+    degradation = SecondOrderDegradation(4)
+    expected = degradation.target(plain["gt"][None])[0]
+    assert (sharpened["gt"] - expected).abs().max() < 1e-6
+    assert (expected - plain["gt"]).abs().max() > 0.01
+    params = degradation.sample(1, generator_at(3, "degradation", 0, 0))
+    assert torch.equal(sharpened["lq"], degradation(sharpened["gt"][None], params)[0])
+    assert not torch.equal(sharpened["lq"], plain["lq"])

@@ -14,7 +14,7 @@ import torch
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
-from bsr_plugins.data.demo import TRAIN_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
+from bsr_plugins.data.image_files import TRAIN_PHOTOGRAPHS, VALIDATION_PHOTOGRAPHS
 from bsr_plugins.degradations import ClassicalDegradation, classical_params, degraded_distance
 from bsr_plugins.errors import BSRError
 from tests.degradations.photographs import crops, dataset

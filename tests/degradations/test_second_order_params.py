@@ -13,10 +13,10 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from bsr_plugins.analysis.plain_second_order import PlainSecondOrder
 from bsr_plugins.degradations import Params, SecondOrderDegradation
 from bsr_plugins.degradations.second_order import kernels_of
 from bsr_plugins.degradations.second_order_params import KERNELS
+from plain_degradations import PlainSecondOrder
 
 COUNT = 12_000
 DEVIATIONS = 4.5  # of a normal variable: 1 in 150,000

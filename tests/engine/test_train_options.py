@@ -10,7 +10,7 @@ from basicsr.models.sr_model import SRModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsr_plugins.data.run_sampler import RunSampler
+from bsr_plugins.data.positions import RunSampler
 from bsr_plugins.engine.dataset_parts import check_epochs
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.train_options import check_train_options

@@ -1,4 +1,4 @@
-"""The order of a run's training images: a function of the seed and the epoch, that can be entered anywhere."""
+"""The position of a sample in a run, and the order of the samples: a function of the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,35 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from bsr_plugins.data.positioned_index import PositionedIndex
 from bsr_plugins.seeding import generator_at
+
+
+class PositionedIndex(int):
+    """The index of a sample, with the epoch and the place in it at which the training loader asks for it.
+
+    In every other way it is the plain index, and arithmetic on it gives plain integers. A dataset that draws its random
+    numbers from `epoch` and `position` draws the same ones for any number of workers, and others in the next epoch. The
+    engine resumes a run at the position at which it was stopped, BasicSR's trainer at the beginning of its epoch.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        position: The place in the epoch's shuffled order over all ranks, from 0. It differs between the ranks and
+            between the repeats of a sample by `dataset_enlarge_ratio`, so (epoch, position) does not occur twice in a
+            run, unless BasicSR's trainer resumes it.
+    """
+
+    epoch: int
+    position: int
+
+    def __new__(cls, index: int, epoch: int, position: int) -> PositionedIndex:
+        """Make the index `index` (from 0) that is drawn at `position` of `epoch`."""
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        self.position = position
+        return self
+
+    def __reduce__(self) -> tuple[type[PositionedIndex], tuple[int, int, int]]:
+        return type(self), (int(self), self.epoch, self.position)
 
 
 class RunSampler(Sampler[PositionedIndex]):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 def test_prints_a_row_for_every_regulariser(project: Project) -> None:
     outcome = project.python(
-        "tools/bench_alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
+        "tools/bench/alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
     )
     assert outcome.status == 0, outcome.output
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
@@ -25,7 +28,12 @@ def test_prints_a_row_for_every_regulariser(project: Project) -> None:
         assert float(row[5]) == pytest.approx(float(row[4]) / plain, rel=0.02)
 
 
-def test_bad_arguments_end_in_one_line(project: Project) -> None:
-    outcome = project.python("tools/bench_alignment.py", "--repeats", "0")
-    assert outcome.status == 2
-    assert outcome.output.splitlines()[-1].endswith("expected whole numbers above 0")
+def test_bad_arguments_end_in_one_line(
+    load_tool: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["alignment.py", "--repeats", "0"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        load_tool("bench/alignment").main()
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("argument --repeats: 0, expected a whole number at least 1")
+    )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 import bsr_plugins
+from bsr_plugins.atomic_file import remove_leftovers, write_atomically
 from bsr_plugins.blocks import integer
-from bsr_plugins.data.dataset_options import WholeImageOptions
-from bsr_plugins.data.decode import Pixels
-from bsr_plugins.data.demo import DEMO
-from bsr_plugins.data.image_reading import read_image
+from bsr_plugins.data.dataset_options import WholeImageOptions, read_options
+from bsr_plugins.data.decode import HEADER_ERRORS, Pixels
+from bsr_plugins.data.image_files import DEMO, read_image
 from bsr_plugins.data.whole_images import WholeImages
-from bsr_plugins.data.worker_pool import worker_pool
+from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
 
@@ -32,10 +32,7 @@ UNFINISHED = "unfinished.json"
 
 _FORMAT = 1
 _LEVELS = 255
-_PART_ENDING = ".part"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_FRAME = 12  # bytes of a chunk besides its data: length, type, checksum
-_NAME = "test set"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk: length, type, checksum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +66,15 @@ class Count(NamedTuple):
 def make_test_set(request: SetRequest, processes: int = 1, progress: bool = False) -> Count:
     """Write a test set, or what is missing of one.
 
-    It has `HR/NAME.png`, the HR images cropped to multiples of the scale with their pixels as they were (of 8 or 16
-    bits), and `LR_SETTING/X4/NAME.png` (X and the scale) for each setting: the pixels that a
-    `PairedDegradationDataset` of this protocol and seed gives for the same folder, whatever the number of processes.
-    Names are those of the sources, with `_` between folders.
+    It has `HR/NAME.png`, the HR images cropped to multiples of the scale, their pixels (of 8 or 16 bits) unchanged, and
+    `LR_SETTING/X4/NAME.png` (X and the scale) for each setting: the pixels that a `PairedDegradationDataset` of this
+    protocol and seed gives for the same folder, whatever the number of processes. Names are those of the sources, with
+    `_` between folders.
 
-    `manifest.json` says what is in it: version, protocol, scale, seed, the parameters of every setting, and of every
-    image its name, source, SHA-256 of the source, and sizes. It gets this name when the set is complete. What was begun
-    by the same request is taken up: every PNG that is whole (sizes and checksums) stays. Files are renamed to their
-    names when they are written to the end, and all sources are read before the first is.
+    `manifest.json` gives version, protocol, scale, seed, the parameters of every setting, and of every image its name,
+    source, SHA-256 of the source, and sizes. It gets this name when the set is complete. What the same request has
+    begun is taken up: every PNG that is whole (size and checksums) stays. All sources are read before anything is
+    written.
 
     Args:
         request: What is wanted.
@@ -87,23 +84,23 @@ def make_test_set(request: SetRequest, processes: int = 1, progress: bool = Fals
     Raises:
         OptionError: The request cannot be carried out, or the folder holds something else.
         BadImageError: A source cannot be read or is too small.
-        BSRError: A process died.
-        OSError: The folder cannot be written.
+        BSRError: A process died, or a file cannot be written.
+        OSError: A folder cannot be made.
     """
     integer(processes, "processes", 1)
     maker = _Maker(request)
     _check_out(request)
-    with worker_pool(maker, len(maker.images), min(processes, len(maker.images))) as run:
-        sources = run(_Maker.inspect, "reading", progress)
+    with worker_pool(maker, len(maker.images), min(processes, len(maker.images)), progress) as run:
+        sources = run(_Maker.inspect, "reading")
         manifest = maker.manifest(sources)
         _begin(request.out, manifest)
-        counts = run(_Maker.make, "degrading", progress)
+        counts = run(_Maker.make, "degrading")
     (request.out / UNFINISHED).replace(request.out / MANIFEST)
     return Count(sum(count.kept for count in counts), sum(count.written for count in counts))
 
 
 class _Source(NamedTuple):
-    """What is known of a source once it was read."""
+    """A source that was read to its end."""
 
     sha256: str
     height: int
@@ -117,15 +114,13 @@ class _Maker:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        options = WholeImageOptions(
-            name=_NAME,
-            phase="test",
-            scale=request.scale,
-            dataroot_gt=list(request.roots),
-            seed=request.seed,
-            protocol=request.protocol,
-            settings=None if request.settings is None else list(request.settings),
-        )
+        block: dict[str, Any] = {"type": "PairedDegradationDataset", "name": "test set", "phase": "test"}
+        block |= {"dataroot_gt": list(request.roots), "scale": request.scale}
+        block |= {"protocol": request.protocol, "seed": request.seed}
+        if request.settings is not None:
+            block["settings"] = list(request.settings)
+        options = read_options(block)
+        assert isinstance(options, WholeImageOptions)
         self.request = request
         self.items = WholeImages(options)
         self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings
@@ -139,26 +134,23 @@ class _Maker:
     def manifest(self, sources: Sequence[_Source]) -> dict[str, Any]:
         """Describe the set."""
         scale = self.request.scale
-        images = []
-        for image, name, source in zip(self.images, self.names, sources, strict=True):
-            height, width = source.height // scale, source.width // scale
-            images.append(
-                {
-                    "name": f"{name}.png",
-                    "source": image.name + Path(image.path).suffix,
-                    "sha256": source.sha256,
-                    "hr": [height * scale, width * scale],
-                    "lr": [height, width],
-                }
-            )
         return {
             "format": _FORMAT,
             "version": bsr_plugins.__version__,
             "protocol": self.request.protocol,
             "scale": scale,
             "seed": self.request.seed,
-            "settings": {setting.name: _described(setting) for setting in self.settings},
-            "images": images,
+            "settings": {setting.name: _parameters(setting) for setting in self.settings},
+            "images": [
+                {
+                    "name": f"{name}.png",
+                    "source": image.name + Path(image.path).suffix,
+                    "sha256": source.sha256,
+                    "hr": [side - side % scale for side in (source.height, source.width)],
+                    "lr": [side // scale for side in (source.height, source.width)],
+                }
+                for image, name, source in zip(self.images, self.names, sources, strict=True)
+            ],
         }
 
     def make(self, number: int) -> Count:
@@ -180,7 +172,7 @@ class _Maker:
         return Count(1 + len(self.settings) - written, written)
 
 
-def _described(setting: Setting) -> dict[str, float]:
+def _parameters(setting: Setting) -> dict[str, float]:
     """Return a setting's parameters but the seed of its noise, which differs between images."""
     return {key: float(value[0]) for key, value in setting.params.items() if key != "noise_seed"}
 
@@ -202,12 +194,11 @@ def _begin(out: Path, manifest: dict[str, Any]) -> None:
     for name in (MANIFEST, UNFINISHED):
         if (out / name).exists():
             _compare(out / name, manifest)
-    (out / "HR").mkdir(parents=True, exist_ok=True)
-    for setting in manifest["settings"]:
-        (out / f"LR_{setting}" / f"X{manifest['scale']}").mkdir(parents=True, exist_ok=True)
-    for part in out.rglob(f".*{_PART_ENDING}"):
-        part.unlink()
-    _write(out / UNFINISHED, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    for place in ("HR", *(f"LR_{setting}/X{manifest['scale']}" for setting in manifest["settings"])):
+        (out / place).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out / place)
+    remove_leftovers(out)
+    write_atomically(out / UNFINISHED, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     (out / MANIFEST).unlink(missing_ok=True)
 
 
@@ -229,23 +220,11 @@ def _is_whole(file: Path, height: int, width: int) -> bool:
     """Tell whether a file is a PNG of a size from its first byte to its last, by its chunks' checksums."""
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+            return image.size == (width, height) and data.endswith(_PNG_END)
+    except HEADER_ERRORS:
         return False
-    position, kind = len(_PNG_SIGNATURE), b""
-    if not data.startswith(_PNG_SIGNATURE + (13).to_bytes(4, "big") + b"IHDR" + _png_size(height, width)):
-        return False
-    while position < len(data):
-        end = position + int.from_bytes(data[position : position + 4], "big") + _PNG_FRAME
-        kind = data[position + 4 : position + 8]
-        checksum = data[end - 4 : end]
-        if zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big") != checksum:
-            return False
-        position = end
-    return kind == b"IEND"
-
-
-def _png_size(height: int, width: int) -> bytes:
-    return width.to_bytes(4, "big") + height.to_bytes(4, "big")
 
 
 def _write_png(file: Path, pixels: Pixels) -> None:
@@ -253,14 +232,4 @@ def _write_png(file: Path, pixels: Pixels) -> None:
     done, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
     if not done:
         raise BSRError(f"{file}: OpenCV cannot encode pixels of shape {pixels.shape}")
-    _write(file, data.tobytes())
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}{_PART_ENDING}")
-    try:
-        part.write_bytes(data)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(file, data.tobytes())

@@ -1,4 +1,4 @@
-"""What the worker processes of a loader do about signals, and about the end of the process that they work for."""
+"""Worker processes: how those of a loader begin and end, and a pool that does something for each of many images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from bsr_plugins.errors import BSRError
 
 _FIRST = 1000  # of all that multiprocessing finalises
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_BETWEEN_LOOKS = 0.2
+
+T = TypeVar("T")
+
+Run = Callable[[Callable[[Any, int], Any], str], list[Any]]
+"""Calls a method of the worker for all numbers, given the title of the progress bar."""
+
+_worker_here: list[Any] = []
 
 
 class WorkerProcesses:
@@ -82,3 +97,59 @@ def end_with(parent: int, ending: Tensor | None = None) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="watches the parent", daemon=True).start()
+
+
+@contextmanager
+def worker_pool(worker: Any, count: int, processes: int, progress: bool) -> Iterator[Run]:
+    """Give what calls a method of a worker for the numbers 0 … count − 1, each process with one thread.
+
+    Sums depend on the number of threads in the last digits, and so might a pixel.
+
+    Args:
+        worker: What has the methods; every process gets a copy.
+        count: How many numbers.
+        processes: Processes to work in; 1 for this one.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        BSRError: A process died.
+    """
+    bar = functools.partial(tqdm, total=count, unit="image", disable=not progress)
+    if processes == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield lambda method, title: list(bar((method(worker, number) for number in range(count)), title))
+        finally:
+            torch.set_num_threads(threads)
+        return
+    with ProcessPoolExecutor(processes, _context(type(worker).__module__), _start, (worker,)) as pool:
+        try:
+            yield lambda method, title: list(bar(pool.map(_call, [method] * count, range(count)), title))
+        except BrokenProcessPool as error:
+            raise BSRError(
+                f"processes: one of {processes} ended abruptly, expected enough memory for all (or ask for fewer)"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _context(module: str) -> BaseContext:
+    """Choose how processes begin: not as forks of this one, whose torch may have threads, which forks lack."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, module])  # imported once for all
+    return context
+
+
+def _start(worker: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process above is interrupted too, and ends these
+    end_with(os.getppid())  # for the most part the fork server, which ends with the process above
+    torch.set_num_threads(1)
+    _worker_here[:] = [worker]
+
+
+def _call(method: Callable[[Any, int], T], number: int) -> T:
+    return method(_worker_here[0], number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bsr_plugins.analysis.timing import time_in_turn
+from timing import time_in_turn
 
 
 def test_runs_in_turn_and_warms_up() -> None:

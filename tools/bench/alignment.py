@@ -1,6 +1,6 @@
 """Time a training step with alignment, and with dropout, against the step without.
 
-`python tools/bench_alignment.py` prints a Markdown table. A step is that of `SimpleAlignModel` with an SRResNet or an
+`python tools/bench/alignment.py` prints a Markdown table. A step is that of `SimpleAlignModel` with an SRResNet or an
 RRDB: the second-order degradation, the forward pass, the losses, the backward pass and Adam, on the same batch of HR
 images; with alignment there are twice the LR images. Times are those of steps in turn: the median, and the ratio to
 that without.
@@ -8,7 +8,6 @@ that without.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -17,8 +16,9 @@ import torch
 from skimage import data
 
 from bsr_plugins.analysis.alignment_study import VARIANTS, Study, build_model
-from bsr_plugins.analysis.study_images import patch_batches
-from bsr_plugins.analysis.timing import time_in_turn
+from bsr_plugins.analysis.study import patch_batches
+from command_line import add_cost_arguments, bench_parser, heading, threads_on
+from timing import synchronizer, time_in_turn
 
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
 SIZES = {
@@ -51,7 +51,7 @@ def rows(size: str, device: str, threads: int, repeats: int) -> Iterator[str]:
     torch.set_num_threads(threads)
     study = replace(SIZES[size], device=device)
     steps = {name: step(name, size, study) for name in reversed(VARIANTS)}
-    timings = time_in_turn(steps, repeats, synchronize=torch.cuda.synchronize if device == "cuda" else None)
+    timings = time_in_turn(steps, repeats, synchronize=synchronizer(device))
     kind = NETWORKS.get(size, {"type": "MSRResNet"})["type"]
     network = f"{study.batch_size}×{study.gt_size}², {kind}, {study.num_feat} features, {study.num_block} blocks"
     for name, timing in timings.items():
@@ -62,22 +62,15 @@ def rows(size: str, device: str, threads: int, repeats: int) -> Iterator[str]:
 
 def main() -> None:
     """Read the arguments, time, print."""
-    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=here, help="all that there are")
+    parser = bench_parser(__doc__)
+    add_cost_arguments(parser, "timed steps of each kind")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=DEFAULT_SIZES, help="of network and batch")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads; the first only for CUDA")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each kind")
     args = parser.parse_args()
-    if min(*args.threads, args.repeats) < 1:
-        parser.error("expected whole numbers above 0")
-    if not set(args.device) <= set(here):
-        parser.error("--device cuda: there is no CUDA device")
     columns = ("device", "threads", "HR batch and network", "regulariser", "step, s", "ratio", "of best steps")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    print(heading(columns), flush=True)
     for device in args.device:
         for size in args.size:
-            for threads in args.threads if device == "cpu" else args.threads[:1]:
+            for threads in threads_on(device, args):
                 for row in rows(size, device, threads, args.repeats):
                     print(row, flush=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bsr_plugins.analysis import plain_step
+import plain_step
 
 if TYPE_CHECKING:
     from tests.conftest import Project
@@ -20,7 +20,7 @@ TINY = ["--device", "cpu", "--width", "tiny", "--threads", "1", "--repeats", "1"
 
 @pytest.fixture
 def bench(load_tool: Callable[[str], ModuleType]) -> ModuleType:
-    return load_tool("bench_train_step")
+    return load_tool("bench/train_step")
 
 
 def cells(line: str) -> list[str]:
@@ -28,7 +28,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_prints_the_agreement_and_the_costs(project: Project) -> None:
-    outcome = project.python("tools/bench_train_step.py", *TINY)
+    outcome = project.python("tools/bench/train_step.py", *TINY)
     assert outcome.status == 0, outcome.output
     apart = re.findall(r"^\| cpu \| (l_\w+|gradients).*\| (\S+) \|$", outcome.output, re.MULTILINE)
     assert [name for name, _ in apart] == ["l_representation", "l_redegradation", "l_pix", "gradients"]
@@ -48,7 +48,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = plain_step.plain_dynamic_conv
-    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *TINY])
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *TINY])
     monkeypatch.setattr(plain_step, "plain_dynamic_conv", lambda x, kernels, _: plain(x, kernels, "constant"))
     assert bench.main() == 1
     printed = capsys.readouterr().out
@@ -59,9 +59,9 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeats", "0"], "expected whole numbers above 0"),
-        (["--threads", "1", "0"], "expected whole numbers above 0"),
-        (["--device", "cuda"], "--device cuda: there is no CUDA device"),
+        (["--repeats", "0"], "argument --repeats: 0, expected a whole number at least 1"),
+        (["--threads", "1", "0"], "argument --threads: 0, expected a whole number at least 1"),
+        (["--device", "cuda"], "argument --device: there is no CUDA device here, expected cpu"),
     ],
 )
 def test_arguments_out_of_range_are_an_error(
@@ -72,7 +72,7 @@ def test_arguments_out_of_range_are_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench_train_step.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *arguments])
     with pytest.raises(SystemExit):
         bench.main()
     assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,8 @@ import pytest
 import torch
 from skimage import data
 
-from bsr_plugins.analysis.study_images import DEMO, patch_batches, split_photographs
+from bsr_plugins.analysis.study import at_least, patch_batches, split_photographs, usable_device
+from bsr_plugins.data.image_files import DEMO
 from bsr_plugins.errors import BadImageError, OptionError
 
 
@@ -63,3 +65,14 @@ def test_patches_are_pieces_of_the_photographs() -> None:
     positions = [np.rot90(other, turns) for other in (patch, patch[:, ::-1]) for turns in range(4)]
     windows = np.lib.stride_tricks.sliding_window_view(image, (16, 16, 3))[:, :, 0]
     assert any((windows == position).all(axis=(2, 3, 4)).any() for position in positions)
+
+
+def test_arguments_are_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert at_least(2)("12") == 12
+    for text in ("1", "-3", "2.5", "two", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match=rf"^{text}, expected a whole number at least 2$"):
+            at_least(2)(text)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert usable_device("cpu") == "cpu"
+    with pytest.raises(argparse.ArgumentTypeError, match="no CUDA device"):
+        usable_device("cuda")

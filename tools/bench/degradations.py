@@ -1,13 +1,13 @@
-"""Time the degradations against the plain way, and against BasicSR's own.
+"""Time the degradations against the plain way, and against BasicSR's.
 
-`python tools/bench_degradations.py` prints three Markdown tables. The first two are about the classical degradation:
+`python tools/bench/degradations.py` prints three Markdown tables. The first two are about the classical degradation:
 the greatest differences from the plain way, and the times of both. The plain way is a grouped `conv2d` over the
-reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as training calls it. Both draw up
+reflect-padded HR images, then a gather of 4·s taps per axis. Ours is the degradation as training calls it. Both build
 their kernels from the same parameters; the last column leaves that, and what else comes with a call of the degradation,
 out of both. The two are timed in turn: either some calls of the one, then some of the other, or call by call, where
 each finds the caches cold. Exit status 1 if they differ by more than 1e-3 grey levels; times are printed, not judged.
 
-The third table is the second-order pipeline, drawing included, beside BasicSR's own: the kernels of its dataset, drawn
+The third table is the second-order pipeline, drawing included, and BasicSR's: the kernels of its dataset, drawn
 image by image, and its model's `feed_data`. That sharpens twice, so the two are timed without sharpening as well. Every
 call draws anew, on either side, from the same ranges.
 """
@@ -23,13 +23,14 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
-from bsr_plugins.analysis.plain_second_order import PlainSecondOrder
-from bsr_plugins.analysis.timing import time_in_turn
+from bsr_plugins.analysis.study import at_least, usable_device
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
 from bsr_plugins.degradations.kernels import gaussian_profiles
 from bsr_plugins.degradations.resize import BORDERS, border_indices
+from command_line import DEVICES, bench_parser, heading
+from plain_degradations import PlainSecondOrder, gaussian_kernels_of, plain_blur_bicubic
+from timing import synchronizer, time_in_turn
 
 AGREEMENT = 1e-3  # grey levels
 GREY_LEVELS = 255
@@ -49,8 +50,8 @@ class Case(NamedTuple):
     calls: int
 
 
-def draw_up(params: Params, like: Tensor) -> Tensor:
-    """Return the 2-D kernels of `params`."""
+def build_kernels(params: Params, like: Tensor) -> Tensor:
+    """Build the 2-D kernels of `params`."""
     return gaussian_kernels_of(params, KERNEL_SIZE, like)
 
 
@@ -86,7 +87,7 @@ def differences(size: int, scale: int, device: torch.device) -> list[tuple[str, 
             params = parameters(kind, len(x))
             for border in BORDERS:
                 degradation = ClassicalDegradation(scale, KERNEL_SIZE, border, round_to_8bit=False)
-                expected = plain_blur_bicubic(x, draw_up(params, x), scale, border)
+                expected = plain_blur_bicubic(x, build_kernels(params, x), scale, border)
                 difference = (degradation(x.float(), params) - expected).abs().max() * GREY_LEVELS
                 found.append((f"{height}×{width}", kind, border, float(difference)))
     return found
@@ -96,12 +97,12 @@ def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
     """Time one kind of kernel; return the cells of its row from the plain way's time on."""
     params = parameters(kind, len(x))
     degradation = ClassicalDegradation(scale, KERNEL_SIZE, round_to_8bit=False)
-    kernels = draw_up(params, x)
+    kernels = build_kernels(params, x)
     profiles = gaussian_profiles(params["lambda1"], KERNEL_SIZE).to(x)
     separable = kind == "isotropic"
     timings = time_in_turn(
         {
-            "plain": lambda: plain_blur_bicubic(x, draw_up(params, x), scale),
+            "plain": lambda: plain_blur_bicubic(x, build_kernels(params, x), scale),
             "ours": lambda: degradation(x, params),
             "plain, kernels given": lambda: plain_blur_bicubic(x, kernels, scale),
             "ours, kernels given": lambda: (
@@ -110,7 +111,7 @@ def time_case(case: Case, kind: str, x: Tensor, scale: int) -> str:
         },
         case.repeats,
         case.calls,
-        torch.cuda.synchronize if x.is_cuda else None,
+        synchronizer(x.device.type),
     )
     plain, ours, plain_given, ours_given = timings.values()
     ratios = plain.median / ours.median, plain.best / ours.best, plain_given.median / ours_given.median
@@ -132,7 +133,7 @@ def time_second_order(x: Tensor, scale: int, usm: bool, repeats: int, calls: int
         },
         repeats,
         calls,
-        torch.cuda.synchronize if x.is_cuda else None,
+        synchronizer(x.device.type),
     )
     plain, ours = timings.values()
     return f"{plain.median:.1f} | {ours.median:.1f} | {plain.median / ours.median:.1f}"
@@ -143,8 +144,7 @@ def print_second_order(args: argparse.Namespace, device: torch.device) -> None:
     few = -(-args.repeats // 20)
     x = photographs(args.batch, 1, args.size, args.size).to(device, torch.float32)[:, 0]
     print(f"\nSecond order, {args.batch} images of 3×{args.size}×{args.size}, scale {args.scale}, {device}.\n")
-    print("| pipeline | threads | BasicSR, ms | ours, ms | ratio |")
-    print("|---|---|---|---|---|")
+    print(heading(("pipeline", "threads", "BasicSR, ms", "ours, ms", "ratio")))
     # sharpening takes BasicSR so long that what is drawn hardly matters; without it, a run averages over draws
     for name, usm, repeats, calls in (
         ("whole", True, few, 1),
@@ -157,21 +157,17 @@ def print_second_order(args: argparse.Namespace, device: torch.device) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to time with")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser = bench_parser(__doc__)
+    parser.add_argument("--threads", type=at_least(1), nargs="+", default=[1, 2], help="CPU threads to time with")
+    parser.add_argument("--device", choices=DEVICES, type=usable_device, default="cpu")
     parser.add_argument("--size", type=int, default=256, help="side of the HR images, a multiple of the scale")
-    parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16, help="samples of the batches that are timed")
-    parser.add_argument("--views", type=int, default=2, help="views per sample, but in the second order")
+    parser.add_argument("--scale", type=at_least(1), default=4)
+    parser.add_argument("--batch", type=at_least(1), default=16, help="samples of the batches that are timed")
+    parser.add_argument("--views", type=at_least(1), default=2, help="views per sample, but in the second order")
     parser.add_argument(
-        "--repeats", type=int, default=40, help="timed runs of single calls on one image; of others fewer"
+        "--repeats", type=at_least(1), default=40, help="timed runs of single calls on one image; of others fewer"
     )
     args = parser.parse_args()
-    if min(*args.threads, args.scale, args.batch, args.views, args.repeats) < 1:
-        parser.error("expected whole numbers above 0")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no CUDA device")
     smallest = max(4 * KERNEL_SIZE, SecondOrderDegradation(args.scale).smallest_side())
     if args.size % args.scale or args.size < smallest:
         parser.error(f"--size {args.size}: expected a multiple of {args.scale}, at least {smallest}")
@@ -184,7 +180,7 @@ def main() -> int:
     device = torch.device(args.device)
     torch.set_num_threads(args.threads[0])
     agreement = differences(args.size, args.scale, device)
-    print("| HR images | kernel | border | greatest difference, grey levels |\n|---|---|---|---|")
+    print(heading(("HR images", "kernel", "border", "greatest difference, grey levels")))
     for images, kind, border, difference in agreement:
         print(f"| {images} | {kind} | {border} | {difference:.1e} |")
     worst = max(difference for *_, difference in agreement)
@@ -195,8 +191,8 @@ def main() -> int:
     print(
         f"Images of 3×{args.size}×{args.size}, kernels of {KERNEL_SIZE}×{KERNEL_SIZE}, scale {args.scale}, {device}.\n"
     )
-    print("| HR images | kernel | threads | plain, ms | ours, ms | ratio | of best runs | kernels given |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("kernel", "threads", "plain, ms", "ours, ms", "ratio", "of best runs", "kernels given")
+    print(heading(("HR images", *columns)))
     few = -(-args.repeats // 4)
     for case in (
         Case("one, calls in a row", 1, 1, few, CALLS_IN_A_ROW),

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+
 _WARM_UPS = 2
 
 
@@ -50,3 +52,8 @@ def time_in_turn(
             if turn >= 0:
                 seconds[name].append((time.perf_counter() - start) / calls)
     return {name: Timing(statistics.median(runs) * 1e3, min(runs) * 1e3) for name, runs in seconds.items()}
+
+
+def synchronizer(device: str) -> Callable[[], object] | None:
+    """Return what waits for a device, `cpu` or `cuda`; None where calls return when their work is done."""
+    return torch.cuda.synchronize if device == "cuda" else None

@@ -1,15 +1,19 @@
-"""The order of a run's items: a function of seed and epoch, shared out among ranks, begun at any batch."""
+"""The order of a run's items, and their indices, which keep their places through every kind of pickling."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsr_plugins.data.run_sampler import RunSampler
+from bsr_plugins.data.positions import PositionedIndex, RunSampler
 
+INDEX = PositionedIndex(7, epoch=2, position=31)
 BATCHES = 5  # in threes, of eight images twice
 
 
@@ -57,3 +61,25 @@ def test_the_order_is_drawn_by_seed_and_epoch() -> None:
 def test_a_position_that_there_is_not(epoch: int, first_batch: int) -> None:
     with pytest.raises(ValueError, match=f"epoch {epoch}, batch {first_batch}: expected"):
         RunSampler(8, 1, 0, 0, 2, 3).set_position(epoch, first_batch)
+
+
+def test_is_the_integer() -> None:
+    assert INDEX == 7
+    assert hash(INDEX) == hash(7)
+    assert (repr(INDEX), f"{INDEX:03d}") == ("7", "007")
+    assert list(range(10))[INDEX] == 7
+    assert torch.arange(10)[INDEX] == 7
+    assert torch.tensor([INDEX, INDEX]).tolist() == [7, 7]
+    assert type(INDEX + 1) is int
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickling_keeps_the_place(protocol: int) -> None:
+    back = pickle.loads(pickle.dumps(INDEX, protocol))
+    assert type(back) is PositionedIndex
+    assert (back, back.epoch, back.position) == (7, 2, 31)
+
+
+def test_copies_keep_the_place() -> None:
+    for back in (copy.copy(INDEX), copy.deepcopy(INDEX)):
+        assert (type(back), back, back.epoch, back.position) == (PositionedIndex, 7, 2, 31)

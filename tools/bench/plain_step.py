@@ -1,7 +1,7 @@
 """The training step of ReDSR as a plain port does it, beside ours: same weights, same batch, same degradations.
 
-The plain port does as the released code does (TRAIN_setting1 of https://github.com/Chernobyllight/ReDSR), in our own
-writing: the dynamic convolution as one `conv2d` with groups = batch × channels, the energy distance over all pairs laid
+The plain port does as the released code does (TRAIN_setting1 of https://github.com/Chernobyllight/ReDSR), written
+anew: the dynamic convolution as one `conv2d` with groups = batch × channels, the energy distance over all pairs laid
 out by `repeat_interleave`, the blur as a grouped `conv2d` of 21×21 taps over the HR images before the bicubic is
 gathered tap by tap. Its losses are the paper's, with the paper's weights, as ours are. What both take from torch and
 from this package's networks is the same, so that nothing but these parts can differ.
@@ -23,13 +23,13 @@ from skimage import data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.analysis.plain_degradation import gaussian_kernels_of, plain_blur_bicubic
 from bsr_plugins.archs import ReDSR, ReDSRDegrader
 from bsr_plugins.archs.da_conv import DAConv
 from bsr_plugins.archs.dynamic_conv import dynamic_depthwise_conv
 from bsr_plugins.degradations import ClassicalDegradation, Params, classical_params
 from bsr_plugins.degradations.resize import border_indices
 from bsr_plugins.losses import EnergyDistanceLoss, ModulatedL1Loss, redegradation_distance
+from plain_degradations import gaussian_kernels_of, plain_blur_bicubic
 
 SCALE = 4
 KERNEL_SIZE = 21
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
 
 
 def photograph_batch(size: StepSize, device: torch.device) -> Batch:
-    """Cut a batch out of a photograph, float32, and give every image an isotropic kernel of its own."""
+    """Cut a batch out of a photograph, float32, and give every image another isotropic kernel."""
     photograph = torch.from_numpy(data.astronaut()).permute(2, 0, 1).float() / 255
     side = size.lr_size * SCALE
     crops = []
@@ -107,7 +107,7 @@ class Networks(NamedTuple):
 
 
 def build_networks(size: StepSize, device: torch.device) -> Networks:
-    """Build networks of a size; their weights come from torch's own random numbers."""
+    """Build networks of a size; their weights come from torch's global random state."""
     encoder = {"type": "ReDSREncoder", "num_feat": size.num_feat, "representation_dim": REPRESENTATION_DIM}
     net_g = ReDSR(size.num_feat, size.num_group, size.num_block, upscale=SCALE, encoder=encoder)
     return Networks(net_g.to(device), ReDSRDegrader(size.num_feat, REPRESENTATION_DIM, scale=SCALE).to(device))

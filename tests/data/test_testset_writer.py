@@ -17,8 +17,9 @@ from basicsr.data import build_dataset
 from skimage import data
 
 from bsr_plugins import __version__
-from bsr_plugins.data import test_sets as module
-from bsr_plugins.data.test_sets import MANIFEST, UNFINISHED, Count, SetRequest, make_test_set
+from bsr_plugins.atomic_file import StagedFile
+from bsr_plugins.data import testset_writer as module
+from bsr_plugins.data.testset_writer import MANIFEST, UNFINISHED, Count, SetRequest, make_test_set
 from bsr_plugins.errors import BadImageError, BSRError, OptionError
 
 NAMES = ["b.x.png", "sub_a.png", "sub_deep.png"]
@@ -156,7 +157,7 @@ def test_an_interrupted_set_is_taken_up(request_: SetRequest, monkeypatch: pytes
     assert (request_.out / UNFINISHED).is_file()
     assert not (request_.out / MANIFEST).exists()
     monkeypatch.undo()
-    (request_.out / "HR" / ".b.x.png.1.part").write_bytes(b"left by a process that was killed")
+    (request_.out / "HR" / ".b.x.png.1.tmp").write_bytes(b"left by a process that was killed")
     assert make_test_set(request_) == Count(kept=4, written=5)
     other = replace(request_, out=request_.out.with_name("other"))
     make_test_set(other)
@@ -165,19 +166,18 @@ def test_an_interrupted_set_is_taken_up(request_: SetRequest, monkeypatch: pytes
 
 
 def test_a_full_disk_leaves_no_half_file(request_: SetRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = Path.write_bytes, []
+    write, written = StagedFile._write, []
 
-    def until_full(self: Path, data: bytes) -> int:
-        written.append(self.name)
+    def until_full(self: StagedFile, data: bytes) -> object:
+        written.append(self.file.name)
         if len(written) == 4:
-            write(self, data[:100])
+            self.temporary.write_bytes(data[:100])
             raise OSError(28, "No space left on device")
         return write(self, data)
 
-    monkeypatch.setattr(Path, "write_bytes", until_full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(StagedFile, "_write", until_full)
+    with pytest.raises(BSRError, match=rf"{NAMES[0]}: cannot be written \(No space left on device\)$"):
         make_test_set(request_)
-    assert all(name.startswith(".") and name.endswith(".part") for name in written), "a name is given at the end alone"
     monkeypatch.undo()
     assert len(contents(request_.out)) == 3
     assert make_test_set(request_) == Count(kept=2, written=7)

@@ -18,11 +18,11 @@ TINY = ["--size", "96", "--repeats", "1", "--batch", "2", "--views", "1", "--thr
 
 @pytest.fixture
 def bench(load_tool: Callable[[str], ModuleType]) -> ModuleType:
-    return load_tool("bench_degradations")
+    return load_tool("bench/degradations")
 
 
 def test_prints_the_agreement_and_the_times(project: Project) -> None:
-    outcome = project.python("tools/bench_degradations.py", *TINY)
+    outcome = project.python("tools/bench/degradations.py", *TINY)
     assert outcome.status == 0, outcome.output
     greatest = re.search(r"Greatest difference: (\S+) grey levels", outcome.output)
     assert greatest is not None, outcome.output
@@ -40,8 +40,8 @@ def test_prints_the_agreement_and_the_times(project: Project) -> None:
 def test_disagreement_is_a_failure_and_nothing_is_timed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_degradations.py", *TINY])
-    monkeypatch.setattr(bench, "draw_up", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
+    monkeypatch.setattr(sys, "argv", ["degradations.py", *TINY])
+    monkeypatch.setattr(bench, "build_kernels", lambda _, like: like.new_full((len(like), 21, 21), 1 / 441))
     assert bench.main() == 1
     printed = capsys.readouterr().out
     assert "Greatest difference" in printed
@@ -53,7 +53,7 @@ def test_disagreement_is_a_failure_and_nothing_is_timed(
     [
         (["--size", "98"], "--size 98: expected a multiple of 4, at least 84"),
         (["--size", "96", "--scale", "16"], "--size 96: expected a multiple of 16, at least 176"),
-        (["--threads", "1", "0"], "expected whole numbers above 0"),
+        (["--threads", "1", "0"], "argument --threads: 0, expected a whole number at least 1"),
     ],
 )
 def test_arguments_out_of_range_are_an_error(
@@ -63,7 +63,7 @@ def test_arguments_out_of_range_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_degradations.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["degradations.py", *arguments])
     with pytest.raises(SystemExit):
         bench.main()
     assert message in capsys.readouterr().err

@@ -1,10 +1,10 @@
 """Time an iteration under this package's training pipeline against one under BasicSR's.
 
-`python tools/bench_engine.py` prints a Markdown table. Every run is a process of its own on the same options, without
+`python tools/bench/engine.py` prints a Markdown table. Every run is a fresh process with the same options, without
 validation and TensorBoard; the pipelines take turns. An iteration's time is from one batch that the model takes to the
 next, so loading, the step, the checks of its numbers and logging are all in it; the medians over all iterations of all
 runs are compared, those at the beginning of a run left out. The last column gives the smallest and the largest ratio of
-the medians of two runs that followed each other: what the machine's own unrest makes of it.
+the medians of two runs that followed each other: what the machine's unrest makes of it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ import basicsr.train
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from bsr_plugins import engine
+from bsr_plugins.analysis.study import at_least
 from bsr_plugins.engine.inheritance import resolve
+from command_line import bench_parser, heading
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PIPELINES: dict[str, Callable[[str], None]] = {
     "stock": basicsr.train.train_pipeline,
     "engine": engine.train_pipeline,
@@ -61,7 +63,7 @@ def options_of(run: str, iterations: int, batch_size: int) -> dict[str, Any]:
 
 
 def timed(name: str) -> str:
-    """Register a model like a known one that also notes when it takes a batch; return its name."""
+    """Register a model like a known one that also records when it takes a batch; return its name."""
     stock: Any = MODEL_REGISTRY.get(name)
     moments: list[float] = []
 
@@ -74,9 +76,9 @@ def timed(name: str) -> str:
             Path(MOMENTS).write_text(json.dumps(moments))
             super().save(epoch, current_iter)
 
-    own = Timed.__name__ = f"Timed{name}"
+    Timed.__name__ = registered = f"Timed{name}"
     MODEL_REGISTRY.register(Timed)
-    return own
+    return registered
 
 
 def train(run: str, pipeline: str, iterations: int, batch_size: int) -> None:
@@ -88,7 +90,7 @@ def train(run: str, pipeline: str, iterations: int, batch_size: int) -> None:
 
 
 def measure(run: str, pipeline: str, args: argparse.Namespace) -> list[float]:
-    """Make a run in a process and a folder of its own; return the milliseconds of its iterations."""
+    """Make a run in a fresh process and a temporary folder; return the milliseconds of its iterations."""
     numbers = ["--iterations", str(args.iterations), "--batch-size", str(args.batch_size)]
     with TemporaryDirectory() as folder:
         command = [sys.executable, str(Path(__file__).resolve()), "--child", run, pipeline, *numbers]
@@ -109,27 +111,27 @@ def row(run: str, args: argparse.Namespace) -> str:
         ratios.append(statistics.median(pair["engine"]) / statistics.median(pair["stock"]))
         for name in PIPELINES:
             times[name] += pair[name]
-    stock, own = (statistics.median(times[name]) for name in PIPELINES)
-    figures = f"{len(times['stock'])} | {stock:.4g} | {own:.4g} | {own / stock:.3f}"
+    stock, ours = (statistics.median(times[name]) for name in PIPELINES)
+    figures = f"{len(times['stock'])} | {stock:.4g} | {ours:.4g} | {ours / stock:.3f}"
     return f"| {run} | {figures} | {min(ratios):.3f} to {max(ratios):.3f} |"
 
 
 def main() -> None:
     """Read the arguments, time, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="what to train")
-    parser.add_argument("--iterations", type=int, default=60, help=f"of each run; the first {WARM_UP} do not count")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
+    parser.add_argument(
+        "--iterations", type=at_least(WARM_UP + 2), default=60, help=f"of each run; the first {WARM_UP} do not count"
+    )
+    parser.add_argument("--batch-size", type=at_least(1), default=8)
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="runs of each kind")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.iterations < WARM_UP + 2 or min(args.batch_size, args.repeats) < 1:
-        parser.error(f"expected --iterations of at least {WARM_UP + 2}, and whole numbers above 0")
     if args.child is not None:
         run, pipeline = args.child
         train(run, pipeline, args.iterations, args.batch_size)
         return
-    print("| run | iterations | stock, ms | engine, ms | ratio | of pairs |\n|---|---|---|---|---|---|", flush=True)
+    print(heading(("run", "iterations", "stock, ms", "engine, ms", "ratio", "of pairs")), flush=True)
     for run in args.runs:
         print(row(run, args), flush=True)
 

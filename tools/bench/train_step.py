@@ -1,24 +1,24 @@
 """Time a training step of ReDSR, and measure its memory, against a plain port, after checking that the two agree.
 
-`python tools/bench_train_step.py` prints two Markdown tables: how far losses and gradients of the two are apart, and
+`python tools/bench/train_step.py` prints two Markdown tables: how far losses and gradients of the two are apart, and
 what a step costs. A step is the degradation, encoder, degrader and generator, the losses, the backward pass and Adam,
-on the same weights, the same batch and the same degradations; `bsr_plugins.analysis.plain_step` says what the plain
+on the same weights, the same batch and the same degradations; `plain_step.py` says what the plain
 port does. Below it are the parts that differ, with their backward passes. Times are those of runs in turn: the median
 and, for one more ratio, the best of them; both are given the same number of CPU threads. Memory is the peak of whole
-steps above what is there before them, each measured in a process of its own. Exit status 1 if the two differ by more
+steps above what is there before them, each measured in a fresh process. Exit status 1 if the two differ by more
 than float error; times are printed, not judged.
 """
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 
 import torch
 
-from bsr_plugins.analysis.plain_step import (
+from command_line import add_cost_arguments, bench_parser, heading, threads_on
+from plain_step import (
     SIZES,
     WAYS,
     Part,
@@ -28,7 +28,7 @@ from bsr_plugins.analysis.plain_step import (
     peak_memory,
     photograph_batch,
 )
-from bsr_plugins.analysis.timing import time_in_turn
+from timing import synchronizer, time_in_turn
 
 LOSS_AGREEMENT = 1e-5  # relative
 GRADIENT_AGREEMENT = 1e-3  # relative
@@ -51,7 +51,7 @@ def measure_memory(width: str, device: str, threads: int) -> str:
 
 def time_part(part: Part, repeats: int, device: str) -> str:
     """Time both; return the cells of their row."""
-    timings = time_in_turn(part.ways, repeats, synchronize=torch.cuda.synchronize if device == "cuda" else None)
+    timings = time_in_turn(part.ways, repeats, synchronize=synchronizer(device))
     plain, ours = (timings[way] for way in WAYS)
     seconds = f"{plain.median / 1e3:.3g} | {ours.median / 1e3:.3g}"
     return f"{seconds} | {plain.median / ours.median:.2f} | {plain.best / ours.best:.2f}"
@@ -85,29 +85,16 @@ def cost(width: str, device: str, threads: int, repeats: int) -> None:
         print(f"{start} {part.name} | {part.size} | {cells} | | | |", flush=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", nargs="+", choices=["cpu", "cuda"], default=here, help="all that there are")
-    parser.add_argument("--width", choices=SIZES, help="what a step works on; small on a CPU, else paper")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads; the first only for CUDA")
-    parser.add_argument("--repeats", type=int, default=5, help=f"timed steps; parts are run {PART_RUNS} times as often")
-    args = parser.parse_args()
-    if min(*args.threads, args.repeats) < 1:
-        parser.error("expected whole numbers above 0")
-    if not set(args.device) <= set(here):
-        parser.error("--device cuda: there is no CUDA device")
-    return args
-
-
 def main() -> int:
     """Print the agreement, then the costs."""
-    args = parse_arguments()
+    parser = bench_parser(__doc__)
+    add_cost_arguments(parser, f"timed steps; parts are run {PART_RUNS} times as often")
+    parser.add_argument("--width", choices=SIZES, help="what a step works on; small on a CPU, else paper")
+    args = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(args.threads[0])
     widths = {device: args.width or ("small" if device == "cpu" else "paper") for device in args.device}
-    print("| device | loss | plain | difference, relative |\n|---|---|---|---|")
+    print(heading(("device", "loss", "plain", "difference, relative")))
     agree = [compare(width, device) for device, width in widths.items()]
     if not all(agree):
         print(f"\nAllowed: {LOSS_AGREEMENT:.0e} for losses, {GRADIENT_AGREEMENT:.0e} for gradients.")
@@ -115,9 +102,9 @@ def main() -> int:
 
     torch.backends.cudnn.benchmark = True  # as BasicSR trains
     columns = ["device", "threads", "what", "size", *TIMES, *MEMORY]
-    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    print(f"\n{heading(columns)}", flush=True)
     for device, width in widths.items():
-        for threads in args.threads if device == "cpu" else args.threads[:1]:
+        for threads in threads_on(device, args):
             cost(width, device, threads, args.repeats)
     return 0
 
