@@ -205,7 +205,7 @@ PARTS = (
 )
 LOWER_PARTS = (
     ("training networks", BLUE, "network_degrader (ReDSR),\nnetwork_moco (AACL, DASR)"),
-    ("step", GREEN, "AMP, accumulation, clipping,\nguard against non-finite\nnumbers, optimiser, EMA"),
+    ("step", GREEN, "guard against numbers that\nare not finite, clipping,\noptimiser, EMA"),
 )
 BOX = (286, 122)
 
