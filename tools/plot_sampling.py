@@ -16,6 +16,7 @@ from bsr_plugins.analysis.sampling import measure_spreads, plot_spreads
 from bsr_plugins.data.calibration_patches import draw_calibration_patches
 from bsr_plugins.data.dataset_options import PatchOptions
 from bsr_plugins.errors import BSRError
+from bsr_plugins.options.declared import read_block
 
 SAMPLERS: dict[str, str | dict[str, Any]] = {
     "uniform": "uniform",
@@ -66,18 +67,19 @@ def main() -> None:
 
 
 def _patches(root: str, split: str, args: argparse.Namespace) -> torch.Tensor:
-    options = PatchOptions(
-        name=split,
-        phase=split,
-        scale=args.scale,
-        dataroot_gt=root,
-        degrade_on="device",
-        gt_size=PATCH - PATCH % args.scale,
-        use_hflip=False,
-        use_rot=False,
-        calibration_images=args.patches,
-        seed=args.seed,
-    )
+    block = {
+        "name": split,
+        "phase": split,
+        "scale": args.scale,
+        "dataroot_gt": root,
+        "degrade_on": "device",
+        "gt_size": PATCH - PATCH % args.scale,
+        "use_hflip": False,
+        "use_rot": False,
+        "calibration_images": args.patches,
+        "seed": args.seed,
+    }
+    options = read_block(PatchOptions, block)
     return draw_calibration_patches(options.find_images(), options)
 
 

@@ -25,6 +25,7 @@ from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.data.worker_pool import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.declared import read_block
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -117,15 +118,16 @@ class _Maker:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        options = WholeImageOptions(
-            name=_NAME,
-            phase="test",
-            scale=request.scale,
-            dataroot_gt=list(request.roots),
-            seed=request.seed,
-            protocol=request.protocol,
-            settings=None if request.settings is None else list(request.settings),
-        )
+        block = {
+            "name": _NAME,
+            "phase": "test",
+            "scale": request.scale,
+            "dataroot_gt": list(request.roots),
+            "seed": request.seed,
+            "protocol": request.protocol,
+            "settings": None if request.settings is None else list(request.settings),
+        }
+        options = read_block(WholeImageOptions, block)
         self.request = request
         self.items = WholeImages(options)
         self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings

@@ -154,7 +154,8 @@ class BlindSRModel(WholeBatchModel):
         return None if block is None else build_degradation(block, self.opt["scale"])
 
     def _calibrate(self) -> None:
-        """Read the run's calibration, or measure it on training images and save it with the run."""
+        """Read the run's calibration, or measure it on training images; the first step saves it with the run."""
+        self.unsaved_calibration: Path | None = None
         if self.degradation is None or not self.degradation.needs_calibration:
             return
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
@@ -165,8 +166,14 @@ class BlindSRModel(WholeBatchModel):
                 raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
             return
         self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
-        _write_json(file, self.degradation.calibration())
+        self.unsaved_calibration = file
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
+
+    def save_calibration(self) -> None:
+        """Save what the degradation's sampler has measured with the run, if it is not there yet."""
+        if self.unsaved_calibration is not None and self.degradation is not None:
+            _write_json(self.unsaved_calibration, self.degradation.calibration())
+            self.unsaved_calibration = None
 
     def _build_training_network(self, name: str) -> nn.Module:
         key = f"network_{name}"
@@ -202,6 +209,7 @@ class BlindSRModel(WholeBatchModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
+        self.save_calibration()
         self.current_iter = current_iter
         self.figures: dict[str, Tensor] = {}
         self.alignment_losses: dict[str, Tensor] = {}

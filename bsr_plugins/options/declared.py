@@ -28,7 +28,7 @@ class OptionBlock(BaseModel):
     and value are added; one of several keys raises `OptionError("key: value, expected …")`.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _as_whole(value: Any) -> Any:
