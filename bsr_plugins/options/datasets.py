@@ -15,7 +15,7 @@ from typing import Any
 from basicsr.data import build_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
-from basicsr.utils import FileClient, scandir
+from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 from torch.utils.data import IterableDataset
@@ -93,14 +93,16 @@ def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[s
         kind = registered(DATASET_REGISTRY, block.get("type"))
         if kind is not None and is_own(kind) and not issubclass(kind, PairedDegradationDataset):
             _check_backend(block.get("io_backend"), (*place, "io_backend"), faults)
+        plain = issubclass(kind or object, PairedDegradationDataset) or kind in _PLAIN_FOLDERS
+        items = _check_roots(place, block, faults) if plain and not _in_lmdb(block) else 0
         if kind is not None and faults.clear(place, ("scale",)):
             with faults.gathered(*place):
                 built[key] = _build(dotted(place), block, kind, opt, model)
         if key in built and block["phase"] == "train":
             with faults.gathered(*place):
                 check_loading(dotted(place), block, len(built[key].dataset), opt["world_size"])
-        elif key not in built and (issubclass(kind or object, PairedDegradationDataset) or kind in _PLAIN_FOLDERS):
-            _check_parts(place, block, opt["world_size"], faults)
+        elif block["phase"] == "train" and plain:
+            _check_parts(place, block, items, opt["world_size"], faults)
     return built
 
 
@@ -185,8 +187,8 @@ def _build(place: str, block: dict[str, Any], kind: Any, opt: Mapping[str, Any],
     try:
         with placed(place):
             built = Built(build_dataset(given), reads)
-            if not len(built.dataset):
-                raise OptionError("dataroot_gt: holds no image, expected at least one")
+        if not len(built.dataset):
+            raise OptionError(f"{place}: holds no image, expected at least one")
         if kind in _PLAIN_FOLDERS and not _skips(block):
             _measure(built, block, opt.get("scale", 1))
         if not _in_lmdb(block) and not _skips(block):  # an LMDB can be opened only once in a process
@@ -265,22 +267,23 @@ def _measure(built: Built, block: Mapping[str, Any], scale: int) -> None:
         sizes = header_sizes(paths) if not _in_lmdb(block) else []
         built.gt_sizes = [(height * scale, width * scale) for height, width in sizes]
         return
-    sides: dict[str, list[Size]] = {}
-    for key, root in (("gt_path", "dataroot_gt"), ("lq_path", "dataroot_lq")):
+    files: list[list[str]] = []
+    sides: list[list[Size]] = []
+    for key, root in (("gt_path", block["dataroot_gt"]), ("lq_path", block["dataroot_lq"])):
         names = [entry[key] for entry in paths]
-        known = dict(_sizes_in_lmdb(block[root])) if _in_lmdb(block) else {}
-        sides[key] = [known[name] for name in names] if known else header_sizes(names)
+        known = dict(_sizes_in_lmdb(root)) if _in_lmdb(block) else {}
+        files.append([f"{root}/{name}" if known else name for name in names])
+        sides.append([known[name] for name in names] if known else header_sizes(names))
     gt_size = block["gt_size"] if block["phase"] == "train" else None
-    for entry, (height, width), (low, narrow) in zip(paths, sides["gt_path"], sides["lq_path"], strict=True):
-        file = f"{block['dataroot_gt']}/{entry['gt_path']}" if _in_lmdb(block) else entry["gt_path"]
+    for file, (height, width), lq_file, (low, narrow) in zip(files[0], sides[0], files[1], sides[1], strict=True):
         if (height, width) != (low * scale, narrow * scale):
             raise BadImageError(
                 f"{file}: is {width}x{height}, expected {narrow * scale}x{low * scale}, {scale} times the "
-                f"{narrow}x{low} of its LR image {entry['lq_path']}"
+                f"{narrow}x{low} of {lq_file}"
             )
         if gt_size is not None and min(height, width) < gt_size:
             raise BadImageError(f"{file}: is {width}x{height}, expected both sides at least gt_size {gt_size}")
-    built.gt_sizes = sides["gt_path"]
+    built.gt_sizes = sides[0]
 
 
 def _sizes_in_lmdb(folder: str) -> Iterator[tuple[str, Size]]:
@@ -312,24 +315,26 @@ def _header_size(file: str) -> Size:
     return (width, height) if turned else (height, width)
 
 
-def _check_parts(place: tuple[str, str], block: Mapping[str, Any], world_size: int, faults: Faults) -> None:
-    """Check each part of a block by itself, as a dataset with a fault in its block cannot be built."""
-    roots = block.get("dataroot_gt")
-    items = 0
-    for key in _ROOTS if faults.clear((*place, "io_backend")) else ():
+def _check_roots(place: tuple[str, str], block: Mapping[str, Any], faults: Faults) -> int:
+    """Check that the folders of a dataset are there; return how many HR files there are."""
+    files = 0
+    for key in _ROOTS:
         roots = block.get(key) if faults.clear((*place, key)) else None
         for root in roots if isinstance(roots, list) else [roots]:
             if isinstance(root, str) and root != DEMO and not Path(root).is_dir():
                 faults.at((*place, key), f"{root!r} is missing or no folder, expected a folder of images")
-            elif isinstance(root, str) and root != DEMO and key == "dataroot_gt" and not _in_lmdb(block):
-                items += sum(1 for _ in scandir(root, recursive=True))
+            elif isinstance(root, str) and root != DEMO and key == "dataroot_gt":
+                files += sum(file.is_file() for file in Path(root).rglob("*"))
+    return files
+
+
+def _check_parts(place: tuple[str, str], block: Mapping[str, Any], items: int, world_size: int, faults: Faults) -> None:
+    """Check each part of a training dataset's block by itself, as it cannot be built with a fault in it."""
     size, scale = block.get("gt_size"), block.get("scale")
-    if block["phase"] != "train":
-        return
     if isinstance(size, int) and isinstance(scale, int) and faults.clear((*place, "gt_size"), ("scale",)):
         with faults.gathered(*place):
             check_patch_size(size, scale, f"{dotted(place)}.gt_size")
-    loading = ("batch_size_per_gpu", "dataset_enlarge_ratio")
+    loading = ("batch_size_per_gpu", "dataset_enlarge_ratio", *_ROOTS)
     if items and faults.clear(*((*place, key) for key in loading)):
         with faults.gathered(*place):
             check_epochs(dotted(place), block, items, world_size)

@@ -89,8 +89,23 @@ def _lines(kind: type[OptionBlock], error: ValidationError, where: str) -> Itera
                     f"{place}: unknown name {value!r}, expected one of {', '.join(map(str, literal))}"
                     f"{did_you_mean(value, map(str, literal))}"
                 )
+            elif found["type"] == "finite_number":
+                yield f"{place}: {value!r}, expected a finite number"
             else:
-                yield f"{place}: {value!r}, expected {expected_of(field) if field is not None else 'another value'}"
+                below, expected = _inside(field, keys)
+                yield f"{place}{below}: {value!r}, expected {expected}"
+
+
+def _inside(field: FieldInfo | None, keys: list[Any]) -> tuple[str, str]:
+    """Return how the place of a value inside of a list or mapping goes on, and what is expected there."""
+    if field is None:
+        return "", "another value"
+    annotation = field.annotation
+    if keys and get_origin(annotation) is dict and isinstance(keys[0], str):
+        return f".{keys[0]}", _expected(get_args(annotation)[1], [])
+    if keys and get_origin(annotation) is list:
+        return "", _expected(get_args(annotation)[0], [])
+    return "", expected_of(field)
 
 
 def expected_of(field: FieldInfo) -> str:

@@ -55,8 +55,8 @@ def losses_of(train_opt: Mapping[str, Any], model: Any) -> Iterator[tuple[str, A
 
 def metrics_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the blocks of the metrics."""
-    metrics: Mapping[str, Any] = (options.get("val") or {}).get("metrics") or {}
-    return metrics
+    metrics = (options.get("val") or {}).get("metrics")
+    return metrics if isinstance(metrics, Mapping) else {}
 
 
 def check_named_blocks(options: Mapping[str, Any], model: Any, faults: Faults) -> None:

@@ -266,11 +266,14 @@ class _Preparation:
         self.prepared._late = lines
 
     def _unread(self) -> Iterator[Unread]:
-        for phase, built in self.datasets.items():
-            yield from self._not_switched_off(unread_by_dataset(phase, self.opt["datasets"][phase], built))
-        if self.prepared.model is not None:
+        for phase, block in self.opt["datasets"].items():
+            kind = registered(DATASET_REGISTRY, block.get("type"))
+            if phase in self.datasets or is_own(kind):
+                yield from self._not_switched_off(unread_by_dataset(phase, block, kind, self.datasets.get(phase)))
+        reads = None if self.prepared.model is None else self.reads
+        if reads is not None or is_own(self.model):
             options = self.resolved.options
-            yield from self._not_switched_off(unread_by_model(options, self.model, self.reads, self.training))
+            yield from self._not_switched_off(unread_by_model(options, self.model, reads, self.training))
 
     def _not_switched_off(self, found: Iterator[Unread]) -> Iterator[Unread]:
         return (unread for unread in found if unread.place not in self.resolved.switched_off)

@@ -260,7 +260,7 @@ class StockDatasetOptions(OptionBlock):
     dataroot_flow: OneFolder = Field(None, description="Folder of optical flow.")
     meta_info_file: PathOrNull = Field(None, description="File that lists the images.")
     filename_tmpl: Annotated[str, BeforeValidator(_template)] = Field("{}", description="Names of LR images.")
-    io_backend: Block = Field({"type": "disk"}, description="Where images are stored.")
+    io_backend: Any = Field({"type": "disk"}, description="Where images are stored.")
     gt_size: Whole | None = Field(None, ge=1, description="Side of HR patches in pixels.")
     use_hflip: bool = Field(False, description="Whether images are mirrored.")
     use_rot: bool = Field(False, description="Whether images are turned.")

@@ -6,15 +6,13 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from basicsr.utils.registry import DATASET_REGISTRY
-
 from bsr_plugins.data.dataset_options import options_of
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.options.datasets import Built
 from bsr_plugins.options.declared import OptionBlock
 from bsr_plugins.options.faults import Place
 from bsr_plugins.options.key_checks import unread_line
-from bsr_plugins.options.named_blocks import losses_of, registered
+from bsr_plugins.options.named_blocks import losses_of
 from bsr_plugins.options.recorded import Reads
 from bsr_plugins.options.schema import (
     NETWORK,
@@ -51,13 +49,13 @@ class Unread(NamedTuple):
     slip: bool
 
 
-def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads, is_train: bool) -> Iterator[Unread]:
+def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads | None, is_train: bool) -> Iterator[Unread]:
     """Yield the keys outside of the datasets that neither the trainer nor the model has read.
 
     Args:
         options: The options as the file has them.
         model: The model's class.
-        reads: What the model has read.
+        reads: What the model has read; None if it could not be built. Then slips alone are yielded.
         is_train: Whether this is a training run; in another one nobody reads the block `train` and its networks.
     """
     top, train = declared_by(model)
@@ -73,7 +71,8 @@ def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads, is_tra
     parts = {("train", key) for key, _ in losses_of(options.get("train") or {}, model)}
     if stock_optimisers(model):
         parts |= {("train", key) for key in options.get("train") or {} if key.startswith("optim_")}
-    for place in reads.unread(options):
+    final = is_closed(model) and reads is not None
+    for place in (reads or Reads()).unread(options):
         of_training = place[0] == "train" or str(place[0]).startswith(NETWORK)
         inside = [place[:length] for length in range(1, len(place))]
         covered = any(
@@ -82,25 +81,32 @@ def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads, is_tra
         )
         named = len(place) > 1 and str(place[0]).startswith(NETWORK)
         if not (covered or named or _is_declared(place, declared) or (of_training and not is_train)):
-            known = declared.get(place[:-1], set()) | reads.names(place[:-1])
-            yield _unread(place, model.__name__, known, final=is_closed(model))
+            known = declared.get(place[:-1], set()) | (reads or Reads()).names(place[:-1])
+            yield _unread(place, model.__name__, known, final)
 
 
-def unread_by_dataset(phase: str, block: Mapping[str, Any], built: Built) -> Iterator[Unread]:
-    """Yield the keys of a dataset's block that neither the loader nor the dataset has read."""
-    if built.reads is None:
+def unread_by_dataset(phase: str, block: Mapping[str, Any], kind: Any, built: Built | None) -> Iterator[Unread]:
+    """Yield the keys of a dataset's block that neither the loader nor the dataset has read.
+
+    Args:
+        phase: The block's key.
+        block: The block.
+        kind: The dataset's class.
+        built: The dataset; None if it could not be built.
+    """
+    reads, tried = (built.reads, built.tried) if built is not None else (Reads(), False)
+    if reads is None or kind is PairedDegradationDataset:
         return
-    kind = registered(DATASET_REGISTRY, block["type"])
     declared = _names(TrainDatasetOptions) - ({"on_bad_image"} if block["phase"] != "train" else set())
     if issubclass(kind, PairedDegradationDataset):
         declared |= _names(options_of(block["phase"]))
     elif is_own(kind):
         declared |= _names(StockDatasetOptions)
-    for place in built.reads.unread(block):
+    for place in reads.unread(block):
         if place[0] not in declared:
-            known = built.reads.names(place[:-1]) | (declared if len(place) == 1 else set())
-            found = _unread(("datasets", phase, *place), kind.__name__, known, final=is_own(kind) and built.tried)
-            yield found if built.tried or is_own(kind) else found._replace(slip=False)
+            known = reads.names(place[:-1]) | (declared if len(place) == 1 else set())
+            found = _unread(("datasets", phase, *place), kind.__name__, known, final=is_own(kind) and tried)
+            yield found if tried or is_own(kind) else found._replace(slip=False)
 
 
 def _names(*kinds: type[OptionBlock]) -> set[str]:

@@ -69,10 +69,6 @@ REDSR_CASES: list[tuple[Changes, str]] = [
         r"train.pixel_opt.type: 'EnergyDistanceLoss', expected a loss",
     ),
     (
-        {"train.redegradation_opt": {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}}},
-        r"train.redegradation_opt.type: 'PerceptualLoss', expected a loss of two images",
-    ),
-    (
         {"train.redegradation_opt": {"type": "L1Loss", "reduction": "none"}},
         r"train.redegradation_opt: .*'none'.*, expected a loss that is one number, as with reduction: mean",
     ),

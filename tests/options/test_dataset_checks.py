@@ -28,27 +28,27 @@ def test_pairs_run(pairs: Options, in_process: Run) -> None:
     ("place", "value", "message"),
     [
         ("datasets.train.dataroot_lq", "nowhere", "datasets.train.dataroot_lq: 'nowhere' is missing or no folder"),
-        ("datasets.val.dataroot_gt", "empty", "datasets.val.dataroot_gt: 'empty' holds no image"),
-        ("datasets.train.dataroot_lq", "one", "datasets.train.dataroot_lq: 'one' holds 1 files, expected 2, as"),
-        ("datasets.train.filename_tmpl", "{}x4", "datasets.train.dataroot_lq: 'lq' holds no ax4.png, expected it for"),
+        ("datasets.val.dataroot_gt", "empty", "datasets.val: PairedImageDataset .*different number of images: 2, 0"),
+        ("datasets.train.dataroot_lq", "one", "datasets.train: PairedImageDataset .*different number of images: 1, 2"),
+        ("datasets.train.filename_tmpl", "{}x4", "datasets.train: PairedImageDataset .*: ax4.png is not in lq_paths"),
         ("datasets.train.gt_size", 30, "datasets.train.gt_size: 30, expected a multiple of scale 4"),
         ("datasets.train.gt_size", 64, "gt/a.png: is 64x48, expected both sides at least gt_size 64"),
         ("datasets.val.dataroot_lq", "small", "gt/a.png: is 64x48, expected 64x40, 4 times the 16x10 of small/a.png"),
         ("datasets.val.dataroot_lq", "text", "text/b.png: cannot be read .UnidentifiedImageError: .*b.png'., expected"),
-        ("datasets.val.dataroot_lq", ["lq"], "datasets.val.dataroot_lq: ..lq.., expected one folder, as PairedImage"),
+        ("datasets.val.dataroot_lq", ["lq"], "datasets.val.dataroot_lq: ..lq.., expected one folder"),
         ("datasets.val.mean", [0.5, "x"], "datasets.val: PairedImageDataset cannot be used with this block"),
         ("datasets.val.io_backend", {"type": "dsk"}, "datasets.val.io_backend.type: unknown name 'dsk'"),
         ("datasets.val.io_backend", None, "datasets.val.io_backend: None, expected a block"),
-        ("datasets.val.io_backend", {"typ": "disk"}, "val.io_backend.typ: unknown key, .*did you mean 'type'"),
-        ("datasets.val.io_backend", {}, "val.io_backend.type: the key is missing, expected one of disk, lmdb"),
+        ("datasets.val.io_backend", {"typ": "disk"}, "val.io_backend.type: the key is missing"),
+        ("datasets.val.io_backend", {}, "val.io_backend.type: the key is missing"),
         ("datasets.val.io_backend", {"type": "disk", "tpe": 1}, "io_backend.tpe: unknown key, expected no such key"),
-        ("datasets.val.io_backend", {"type": "memcached"}, "val.io_backend.server_list_cfg: the key is missing"),
+        ("datasets.val.io_backend", {"type": "memcached", "client_cfg": "x"}, "server_list_cfg: the key is missing"),
         ("datasets.train.filename_tmpl", 3, "datasets.train.filename_tmpl: 3, expected text that holds '{}' once"),
         ("datasets.train.filename_tmpl", None, "datasets.train.filename_tmpl: None, expected text that holds '{}'"),
         ("datasets.val.filename_tmpl", "x4", "datasets.val.filename_tmpl: 'x4', expected text that holds '{}'"),
         ("datasets.val.filename_tmpl", "{}{}", "datasets.val.filename_tmpl: '{}{}', expected text that holds '{}'"),
         ("datasets.val.persistent_workers", True, "datasets.val.persistent_workers: true, expected false"),
-        ("datasets.val.meta_info_file", "no.txt", "datasets.val.meta_info_file: 'no.txt': there is no such file"),
+        ("datasets.val.meta_info_file", "no.txt", "datasets.val: .*No such file or directory: 'no.txt'"),
         ("datasets.train.batch_size_per_gpu", 3, "batch_size_per_gpu: 3 in all, expected at most 2, as an epoch"),
         ("datasets.train.dataset_enlarge_ratio", 1e15, "dataset_enlarge_ratio: .*, which makes epochs that do not fit"),
         ("datasets.train.use_hflip", "yes", "datasets.train.use_hflip: 'yes', expected true or false"),
@@ -101,7 +101,7 @@ def test_all_that_is_wrong_with_a_dataset_is_said_at_once(
     options["datasets"]["train"] = train | wrong
     outcome = in_process("train", options, "--check")
     assert outcome.status == 2
-    begin = "dataset 'train'" if own else "datasets.train"
+    begin = "datasets.train"
     for expected in (
         f"{begin}.dataroot_gt: 'nowhere' is missing or no folder",
         f"{begin}.gt_size: 30, expected a multiple of scale 4",
@@ -128,11 +128,11 @@ def test_folders_of_folders_are_no_fault(project: Project, pairs: Options, in_pr
 @pytest.mark.parametrize(
     ("root", "line"),
     [
-        ("gt", "'lq' holds 2 files, expected 1, as dataroot_gt; there is no HR image for b.png "),
-        ("lq", "'lq' holds 1 files, expected 2, as dataroot_gt; there is no LR image b.png "),
+        ("gt", "different number of images: 2, 1"),
+        ("lq", "different number of images: 1, 2"),
     ],
 )
-def test_images_without_a_partner_are_named(
+def test_images_without_a_partner_are_a_fault(
     project: Project, pairs: Options, in_process: Run, root: str, kind: str, line: str
 ) -> None:
     file = project.root / root / "b.png"
@@ -143,7 +143,7 @@ def test_images_without_a_partner_are_named(
         file.symlink_to("nowhere.png")
     del pairs["datasets"]["val"]
     outcome = in_process("train", pairs)
-    assert_refused(outcome, f"dataroot_lq: {line}.folders and broken links are no files.")
+    assert_refused(outcome, f"datasets.train: PairedImageDataset cannot be used .*{line}")
 
 
 def test_sizes_are_read_without_the_pixels(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_lmdb_pairs_pass(lmdb_pairs: Options, in_process: Run) -> None:
         ("datasets.train.gt_size", 30, "datasets.train.gt_size: 30, expected a multiple of scale 4"),
         ("datasets.train.gt_size", 64, "gt.lmdb/a: is 64x48, expected both sides at least gt_size 64"),
         ("datasets.val.dataroot_lq", "small.lmdb", "gt.lmdb/a: is 64x48, expected 64x40, 4 times the 16x10 of small.l"),
-        ("datasets.val.dataroot_lq", "few.lmdb", "'few.lmdb' has other keys .*; there is no LR image b"),
-        ("datasets.val.dataroot_gt", "few.lmdb", "'lq.lmdb' has other keys .*; there is no HR image for b"),
-        ("datasets.val.dataroot_lq", "lq", "datasets.val.dataroot_lq: 'lq' is missing or no LMDB"),
+        ("datasets.val.dataroot_lq", "few.lmdb", "datasets.val: .*Keys in lq_folder and gt_folder are different"),
+        ("datasets.val.dataroot_gt", "few.lmdb", "datasets.val: .*Keys in lq_folder and gt_folder are different"),
+        ("datasets.val.dataroot_lq", "lq", "datasets.val: .*lq folder and gt folder should both in lmdb formats"),
         ("datasets.val.dataroot_lq", ["lq.lmdb"], "datasets.val.dataroot_lq: ..lq.lmdb.., expected one folder"),
         ("datasets.val.io_backend.readahed", True, "val.io_backend.readahed: unknown key, .*did you mean 'readahead'"),
         ("datasets.val.io_backend.max_reader", 9, "io_backend.max_reader: unknown key, .*did you mean 'max_readers'"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +46,11 @@ def test_a_discriminator_takes_the_patches(options: Options, in_process: Run) ->
     assert "network_d: cannot be run on an image of 32x32 pixels" in line
 
 
-@pytest.mark.parametrize(("model", "number"), [(RealESRNetModel, 17), (RealESRGANModel, 19)])
-def test_models_with_cuda_in_their_code_need_it(options: Options, in_process: Run, model: type, number: int) -> None:
-    options |= {"model_type": model.__name__}
-    outcome = in_process("train", options, "--check")
-    assert outcome.status == 2
-    assert (
-        f"num_gpu: 0, expected a CUDA device, without which BasicSR's {model.__name__} does not run" in outcome.output
-    )
-    taken = {*re.findall(r"self\.opt\['(\w+)'\]", inspect.getsource(model))} - {"scale"}
-    assert len(taken) == number
-    for key in taken:
-        assert f": {key}: the key is missing, {model.__name__} needs it\n" in outcome.output
+@pytest.mark.parametrize("model", [RealESRNetModel, RealESRGANModel])
+def test_models_with_cuda_in_their_code_need_it(options: Options, in_process: Run, model: type) -> None:
+    gan(options) if model is RealESRGANModel else None
+    line = refused(in_process("train", options | {"model_type": f"{model.__name__}_basicsr"}, "--check"))
+    assert f"num_gpu: 0, expected a CUDA device, without which {model.__name__} does not run" in line
 
 
 class TameModel(RealESRNetModel):  # type: ignore[misc]  # BasicSR carries no annotations
@@ -83,7 +74,7 @@ def test_a_model_that_replaces_that_code_needs_nothing_of_it(options: Options, i
     ("optimiser", "expected"),
     [
         ({"eps": "small"}, "train.optim_g.eps: 'small', expected a number"),
-        ({"betas": 0.9}, "train.optim_g.betas: 0.9, expected a list of two numbers"),
+        ({"betas": 0.9}, "train.optim_g.betas: 0.9, expected a list, each a number"),
     ],
 )
 def test_values_of_an_optimiser(options: Options, in_process: Run, optimiser: Options, expected: str) -> None:
