@@ -136,14 +136,15 @@ def _range(metadata: list[Any]) -> str:
     for one in metadata:
         for name in ("ge", "gt", "le", "lt"):
             if isinstance(one, {"ge": limits.Ge, "gt": limits.Gt, "le": limits.Le, "lt": limits.Lt}[name]):
-                bounds[name] = getattr(one, name)
+                bound = getattr(one, name)
+                bounds[name] = bound if isinstance(bound, int) else f"{bound:g}"
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
-        return f" in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
+        return f" in {'(' if 'gt' in bounds else '['}{low}, {high}{')' if 'lt' in bounds else ']'}"
     if low is not None:
-        return f" above {low:g}" if "gt" in bounds else f" at least {low:g}"
+        return f" above {low}" if "gt" in bounds else f" at least {low}"
     if high is not None:
-        return f" below {high:g}" if "lt" in bounds else f" at most {high:g}"
+        return f" below {high}" if "lt" in bounds else f" at most {high}"
     return ""
 
 

@@ -22,7 +22,6 @@ from bsr_plugins.options.named_blocks import (
 from bsr_plugins.options.schema import (
     NETWORK,
     SET_BY_TRAINER,
-    STOCK_MODELS,
     DistOptions,
     LoggerOptions,
     LossOptions,
@@ -91,7 +90,7 @@ class _Keys:
         self.block((), [TrainRunOptions, *top], lambda key: key.startswith(NETWORK))
         self.block(("path",), [path_options(options)])
         losses = dict(losses_of(options.get("train") or {}, model))
-        self.block(("train",), [TrainOptions, *train], lambda key: key in losses and model not in STOCK_MODELS)
+        self.block(("train",), [TrainOptions, *train], losses.__contains__)
         self.block(("val",), [TrainValOptions if self.is_train else ValOptions])
         self.block(("logger",), [LoggerOptions])
         self.block(("logger", "wandb"), [WandbOptions])

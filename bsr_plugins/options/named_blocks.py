@@ -13,7 +13,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 from bsr_plugins.degradations import DEGRADATIONS
 from bsr_plugins.errors import did_you_mean, unknown_key, unknown_name
 from bsr_plugins.options.faults import Faults, Place, dotted
-from bsr_plugins.options.schema import NETWORK, is_own, stock_optimisers
+from bsr_plugins.options.schema import NETWORK, STOCK_MODELS, is_own, stock_optimisers
 
 OPTIMISERS: dict[str, Callable[..., Any]] = {"Adam": torch.optim.Adam}
 SCHEDULERS: dict[str, Callable[..., Any]] = {
@@ -47,7 +47,8 @@ def losses_of(train_opt: Mapping[str, Any], model: Any) -> Iterator[tuple[str, A
     Of a model of BasicSR's or ours these are all that are called so, of another's those that name a registered loss.
     """
     for key, block in train_opt.items():
-        if not key.endswith("_opt") or block is None:
+        known = key.endswith("_opt") and (model not in STOCK_MODELS or key in STOCK_MODELS[model].model_fields)
+        if not known or block is None:
             continue
         if is_own(model) or (isinstance(block, Mapping) and registered(LOSS_REGISTRY, block.get("type")) is not None):
             yield key, block

@@ -29,7 +29,7 @@ from bsr_plugins.degradations import build_degradation
 from bsr_plugins.errors import BSRError, OptionError, reason_of
 from bsr_plugins.options.command_line import Arguments, launched, read_arguments
 from bsr_plugins.options.datasets import Built, build_datasets
-from bsr_plugins.options.faults import Faults, OptionFaults, Place
+from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
 from bsr_plugins.options.files import Resolved, apply_overrides, resolve_marked
 from bsr_plugins.options.key_checks import check_keys
 from bsr_plugins.options.named_blocks import model_class, registered
@@ -261,7 +261,11 @@ class _Preparation:
                 later.add(unread.place)
 
         def lines() -> list[str]:
-            return [self.faults.positioned(one.place, one.line) for one in self._unread() if one.place in later]
+            return [
+                self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}")
+                for one in self._unread()
+                if one.place in later
+            ]
 
         self.prepared._late = lines
 

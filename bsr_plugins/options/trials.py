@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ class PerceptualOptions(OptionBlock):
     range_norm: bool = Field(False, description="Whether images are in [-1, 1].")
     perceptual_weight: float = Field(1, ge=0, description="Factor on the perceptual loss.")
     style_weight: float = Field(0, ge=0, description="Factor on the style loss.")
-    criterion: str = Field("l1", pattern="^(l1|fro)$", description="The norm: `l1` or `fro`.")
+    criterion: Literal["l1", "fro"] = Field("l1", description="The norm.")  # BasicSR's l2 names what torch has not
 
     @model_validator(mode="after")
     def _layers_exist(self) -> PerceptualOptions:

@@ -72,7 +72,9 @@ def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads | None,
     if stock_optimisers(model):
         parts |= {("train", key) for key in options.get("train") or {} if key.startswith("optim_")}
     final = is_closed(model) and reads is not None
-    for place in (reads or Reads()).unread(options):
+    reads = reads or Reads()
+    reads.taken |= declared.keys()  # whoever reads these blocks, their keys are looked at
+    for place in reads.unread(options):
         of_training = place[0] == "train" or str(place[0]).startswith(NETWORK)
         inside = [place[:length] for length in range(1, len(place))]
         covered = any(
@@ -81,7 +83,7 @@ def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads | None,
         )
         named = len(place) > 1 and str(place[0]).startswith(NETWORK)
         if not (covered or named or _is_declared(place, declared) or (of_training and not is_train)):
-            known = declared.get(place[:-1], set()) | (reads or Reads()).names(place[:-1])
+            known = declared.get(place[:-1], set()) | reads.names(place[:-1])
             yield _unread(place, model.__name__, known, final)
 
 

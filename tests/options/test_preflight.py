@@ -14,15 +14,16 @@ import pytest
 import torch
 import yaml
 from basicsr.utils.options import parse_options
-from bsr_plugins.engine.run_options import Run, read_run
 
+from bsr_plugins.models import AACLModel
 from bsr_plugins.options.faults import OptionFaults
+from bsr_plugins.options.preflight import Prepared, prepare
 from tests.options.test_bad_options import weights_for
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Project
 
-Read = Callable[..., Run]
+Read = Callable[..., Prepared]
 
 
 @pytest.fixture
@@ -31,10 +32,10 @@ def read(project: Project, monkeypatch: pytest.MonkeyPatch) -> Read:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(project.root)
 
-    def run(options: Options, *arguments: str, is_train: bool = True) -> Run:
+    def run(options: Options, *arguments: str, is_train: bool = True) -> Prepared:
         project.write(options)
         monkeypatch.setattr(sys, "argv", ["x", "-opt", "options.yml", *arguments])
-        return read_run(str(project.root), is_train)
+        return prepare(str(project.root), is_train)
 
     return run
 
@@ -101,6 +102,7 @@ def test_the_home_folder_is_put_in(
     assert opt["datasets"]["val"]["dataroot_gt"] == str(photographs)
 
 
+@pytest.mark.skipif(not hasattr(AACLModel, "TrainOptions"), reason="the model declares nothing")
 def test_helper_keys_hold_anchors_and_are_no_options(read: Read, aacl_options: Options) -> None:
     assert "x-blocks" not in read(aacl_options | {"x-blocks": {"any": 1}}).opt
     (line,) = lines(read, aacl_options | {"xblocks": {"any": 1}})

@@ -12,11 +12,11 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 import bsr_plugins
-from bsr_plugins.engine import command_line
-from bsr_plugins.engine.run_options import read_run
+from bsr_plugins.options import command_line
+from bsr_plugins.options.preflight import prepare
 command_line._GRACE_S = 60.0
 def pipeline(root):
-    run = read_run(root, is_train=True)
+    run = prepare(root, is_train=True)
     Path(f"seed{run.opt['rank']}").write_text(f"{run.opt['manual_seed']} {run.opt['world_size']}")
 sys.exit(command_line.run(pipeline, Path.cwd()))
 """

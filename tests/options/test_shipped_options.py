@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from bsr_plugins.engine.run_options import read_run
 
 from bsr_plugins.options.faults import OptionFaults
 from bsr_plugins.options.files import resolve
+from bsr_plugins.options.preflight import prepare
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options"
 DF2K_IMAGES, DEMO_IMAGES = 3450, 7
@@ -39,11 +39,11 @@ def test_they_pass_every_check(
     monkeypatch.setattr(sys, "argv", ["x", "-opt", str(file), "--check", "--set", *overrides])
     monkeypatch.chdir(tmp_path)
     if is_train:
-        assert read_run(str(tmp_path), is_train).only_check
+        assert prepare(str(tmp_path), is_train).only_check
         assert capsys.readouterr().out == f"{file}: no faults found\n"
     else:  # what it tests has to be trained first
         with pytest.raises(OptionFaults, match="there is no such file") as caught:
-            read_run(str(tmp_path), is_train)
+            prepare(str(tmp_path), is_train)
         (line,) = caught.value.lines
         assert f": path.pretrain_network_g: {options['path']['pretrain_network_g']}: " in line
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ def options(redsr_options: Options, paired: Options) -> Options:
 def refused(outcome: Outcome) -> str:
     """The one line with which a run was refused."""
     assert outcome.status == 2, outcome.output
-    (line,) = outcome.output.splitlines()
+    (line,) = (line for line in outcome.output.splitlines() if not line.startswith("Name "))  # BasicSR's registries
     return line
 
 
