@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from bsr_plugins.data.bad_images import Replacement
 from bsr_plugins.data.image_files import ImageFile, find_images
@@ -54,13 +54,16 @@ def _as_roots(value: object) -> list[str]:
     return [str(root) for root in roots]
 
 
+_ROOTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
 class ImageOptions(OptionBlock, ABC):
     """What all phases need; see `PairedDegradationDataset`."""
 
     name: str | int = Field(description="What the dataset is called in logs and messages.")
     phase: Literal["train", "val", "test"] = Field(description="Set by the trainer, from the block's key.")
     scale: Whole = Field(ge=1, description="Set by the trainer, from `scale`.")
-    dataroot_gt: Annotated[list[str], BeforeValidator(_as_roots)] = Field(
+    dataroot_gt: Annotated[list[str], BeforeValidator(_as_roots), WithJsonSchema(_ROOTS_SCHEMA)] = Field(
         description="A folder of HR images, `demo` (scikit-image's photographs), or a list; sub-folders are searched."
     )
     io_backend: Annotated[dict[str, Any], BeforeValidator(_check_backend)] = Field(

@@ -115,6 +115,8 @@ def expected_of(field: FieldInfo) -> str:
 
 def _expected(annotation: Any, metadata: list[Any]) -> str:
     origin = get_origin(annotation)
+    if annotation is Any:
+        return "a value"
     if origin is Annotated:
         inner, *more = get_args(annotation)
         return _expected(inner, [*more, *metadata])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 import yaml
 from basicsr.utils.options import parse_options
 
+from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
+from bsr_plugins.errors import BSRError
 from bsr_plugins.models import AACLModel
 from bsr_plugins.options.faults import OptionFaults
 from bsr_plugins.options.preflight import Prepared, prepare
@@ -32,17 +35,17 @@ def read(project: Project, monkeypatch: pytest.MonkeyPatch) -> Read:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(project.root)
 
-    def run(options: Options, *arguments: str, is_train: bool = True) -> Prepared:
+    def run(options: Options, *arguments: str, is_train: bool = True, resume: Any = None) -> Prepared:
         project.write(options)
         monkeypatch.setattr(sys, "argv", ["x", "-opt", "options.yml", *arguments])
-        return prepare(str(project.root), is_train)
+        return prepare(str(project.root), is_train, resume)
 
     return run
 
 
-def lines(read: Read, options: Options, *arguments: str, is_train: bool = True) -> list[str]:
+def lines(read: Read, options: Options, *arguments: str, is_train: bool = True, resume: Any = None) -> list[str]:
     with pytest.raises(OptionFaults) as caught:
-        read(options, *arguments, is_train=is_train)
+        read(options, *arguments, is_train=is_train, resume=resume)
     return list(caught.value.lines)
 
 
@@ -211,3 +214,82 @@ def test_arguments_are_not_guessed(read: Read, aacl_options: Options) -> None:
         with pytest.raises(SystemExit) as caught:
             read(aacl_options, argument)
         assert caught.value.code == 2
+
+
+def test_options_are_printed_for_basicsr(
+    project: Project, aacl_options: Options, in_process: Callable[..., Any]
+) -> None:
+    project.write(aacl_options | {"x-helper": 1}, "base.yml")
+    heir = {"_base_": "base.yml", "name": "heir", "train": {"optim_g": {"lr": 1e-7}}}
+    status, output = in_process("train", heir, "--print", "--set", "train:total_iter=3")
+    assert status == 0
+    assert "_base_" not in output
+    printed = yaml.safe_load(output)
+    aacl_options["train"] |= {"total_iter": 3, "optim_g": {"type": "Adam", "lr": 1e-7}}
+    assert printed == aacl_options | {"name": "heir"}
+    assert {file.name for file in project.root.iterdir()} == {"tools", "base.yml", "options.yml"}
+    assert in_process("train", printed, "--check").status == 0
+    status, output = in_process("train", heir, "--print", "--set", "train")
+    assert status == 2
+    assert "--set train: expected KEY=VALUE" in output
+
+
+def test_all_is_built_once_and_handed_over(
+    read: Read, project: Project, aacl_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is logged meanwhile comes into the log that is opened afterwards; BasicSR's logger is as it was."""
+    logger = logging.getLogger("basicsr")
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    built: list[str] = []
+    for kind in (PairedDegradationDataset, AACLModel):
+        monkeypatch.setattr(kind, "__init__", _noting(kind, built))
+    prepared = read(aacl_options)
+    assert sorted(built) == ["AACLModel", "PairedDegradationDataset", "PairedDegradationDataset"]
+    assert {key: len(dataset) for key, dataset in prepared.datasets.items()} == {"train": 8, "val": 8}
+    assert isinstance(prepared.model, AACLModel)
+    assert prepared.late_reads() == []
+    assert (list(logger.handlers), logger.propagate, logger.level) == before
+    assert [file.name for file in sorted(project.root.iterdir())] == ["options.yml", "tools"]
+    told: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: told.append(record.getMessage()))
+    log = logging.Logger("log", logging.INFO)
+    log.addHandler(handler)
+    prepared.replay(log)
+    assert "Dataset [PairedDegradationDataset] - train is built." in told
+    assert told[-1] == "Model [AACLModel] is created."
+    prepared.replay(log)
+    assert told.count(told[-1]) == 1
+
+
+def _noting(kind: type, built: list[str]) -> Callable[..., None]:
+    build: Callable[..., None] = kind.__init__  # type: ignore[misc]
+
+    def noting(self: Any, *args: Any) -> None:
+        built.append(kind.__name__)
+        build(self, *args)
+
+    return noting
+
+
+def test_a_run_that_goes_on_takes_what_resuming_says(read: Read, aacl_options: Options) -> None:
+    asked: list[Options] = []
+
+    def resume(opt: Options) -> None:
+        asked.append(opt)
+        opt["manual_seed"] = 77
+
+    del aacl_options["manual_seed"], aacl_options["datasets"]["train"]["seed"]
+    opt = read(aacl_options, resume=resume).opt
+    assert asked == [opt]
+    assert opt["datasets"]["train"]["seed"] == opt["manual_seed"] == 77
+    assert read(aacl_options, "--check", resume=resume).only_check
+    assert len(asked) == 1
+
+    def refuse(opt: Options) -> None:
+        raise BSRError("1.state: is broken")
+
+    aacl_options["datasets"]["val"]["protocol"] = "sixx"
+    found = lines(read, aacl_options, resume=refuse)
+    assert found[0] == "options.yml: 1.state: is broken"
+    assert "unknown name 'sixx'" in found[1]

@@ -81,7 +81,14 @@ BLOCKS: dict[str, Any] = {
 }
 
 
-STRANGE: tuple[str, ...] = ("degradation", "seed", "train.align_opt", "train.dropout", "train.tap_layer", "train.encoder_phase")
+STRANGE: tuple[str, ...] = (
+    "degradation",
+    "seed",
+    "train.align_opt",
+    "train.dropout",
+    "train.tap_layer",
+    "train.encoder_phase",
+)
 STRANGE += ("train.ema_deacy", "train.lr", "train.sigma_alignment", "path.pretrain_netwrk_g", "val.freq")
 STRANGE += ("logger.print_frq", "path.pretrain_network_moco", "train.optim_d", "train.gan_opt", "train.net_d_iters")
 
