@@ -286,7 +286,7 @@ def test_a_run_that_goes_on_takes_what_resuming_says(read: Read, aacl_options: O
     assert read(aacl_options, "--check", resume=resume).only_check
     assert len(asked) == 1
 
-    def refuse(opt: Options) -> None:
+    def refuse(_opt: Options) -> None:
         raise BSRError("1.state: is broken")
 
     aacl_options["datasets"]["val"]["protocol"] = "sixx"
