@@ -10,6 +10,7 @@ from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGIS
 from bsr_plugins.data.dataset_options import options_of
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.errors import OptionError, did_you_mean, unknown_name
+from bsr_plugins.options import schema
 from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.options.faults import Faults, Place, dotted
 from bsr_plugins.options.named_blocks import (
@@ -22,21 +23,6 @@ from bsr_plugins.options.named_blocks import (
 from bsr_plugins.options.schema import (
     NETWORK,
     SET_BY_TRAINER,
-    DistOptions,
-    LoggerOptions,
-    LossOptions,
-    MetricOptions,
-    OptimiserOptions,
-    SchedulerOptions,
-    StockDatasetOptions,
-    TestRunOptions,
-    TrainDatasetOptions,
-    TrainOptions,
-    TrainRunOptions,
-    TrainValOptions,
-    ValOptions,
-    WandbOptions,
-    WholeDatasetOptions,
     declared_by,
     is_closed,
     is_own,
@@ -60,7 +46,7 @@ def check_keys(options: dict[str, Any], is_train: bool, switched_off: set[Place]
         Whether all outer blocks are blocks, so that others may look into them.
     """
     _check_texts(options, (), faults)
-    kind = TrainRunOptions if is_train else TestRunOptions
+    kind = schema.TrainRunOptions if is_train else schema.TestRunOptions
     check_values(kind, options, (), faults)
     sound = all(isinstance(key, str) for key in options)
     sound &= all(isinstance(options.get(key), Mapping) for key in ("path", "datasets"))
@@ -87,14 +73,14 @@ class _Keys:
         if model is None and faults.clear(("model_type",)):
             faults.add(str(unknown_name("model_type", options["model_type"], dict(iter(MODEL_REGISTRY)))))
         top, train = declared_by(model)
-        self.block((), [TrainRunOptions, *top], lambda key: key.startswith(NETWORK))
+        self.block((), [schema.TrainRunOptions, *top], lambda key: key.startswith(NETWORK))
         self.block(("path",), [path_options(options)])
         losses = dict(losses_of(options.get("train") or {}, model))
-        self.block(("train",), [TrainOptions, *train], losses.__contains__)
-        self.block(("val",), [TrainValOptions if self.is_train else ValOptions])
-        self.block(("logger",), [LoggerOptions])
-        self.block(("logger", "wandb"), [WandbOptions])
-        self.block(("dist_params",), [DistOptions])
+        self.block(("train",), [schema.TrainOptions, *train], losses.__contains__)
+        self.block(("val",), [schema.TrainValOptions if self.is_train else schema.ValOptions])
+        self.block(("logger",), [schema.LoggerOptions])
+        self.block(("logger", "wandb"), [schema.WandbOptions])
+        self.block(("dist_params",), [schema.DistOptions])
         check_named_blocks(options, model, faults)
         self._check_parts(losses)
         if self.is_train and "train" not in options["datasets"]:
@@ -130,14 +116,14 @@ class _Keys:
         train = self.options.get("train") or {}
         for key, block in train.items() if stock_optimisers(self.model) else ():
             if key.startswith("optim_") or key == "scheduler":
-                kind = OptimiserOptions if key.startswith("optim_") else SchedulerOptions
+                kind = schema.OptimiserOptions if key.startswith("optim_") else schema.SchedulerOptions
                 self._check_part(kind, block, ("train", key))
         for key, block in losses.items():
             if is_own(registered(LOSS_REGISTRY, block.get("type") if isinstance(block, Mapping) else None)):
-                self._check_part(LossOptions, block, ("train", key))
+                self._check_part(schema.LossOptions, block, ("train", key))
         for name, block in metrics_of(self.options).items():
             if is_own(registered(METRIC_REGISTRY, block.get("type") if isinstance(block, Mapping) else None)):
-                self._check_part(MetricOptions, block, ("val", "metrics", name))
+                self._check_part(schema.MetricOptions, block, ("val", "metrics", name))
 
     def _check_part(self, kind: type[OptionBlock], block: Any, place: Place) -> None:
         if isinstance(block, Mapping):
@@ -148,7 +134,9 @@ class _Keys:
         for name, value in (("phase", begin), ("scale", self.options.get("scale"))):
             if value is not None and block.get(name, value) != value:
                 self.faults.at((*place, name), f"{block[name]!r}, expected {value!r}, which the trainer puts there")
-        kinds: list[type[OptionBlock]] = [TrainDatasetOptions if begin == "train" else WholeDatasetOptions]
+        kinds: list[type[OptionBlock]] = [
+            schema.TrainDatasetOptions if begin == "train" else schema.WholeDatasetOptions
+        ]
         kind = registered(DATASET_REGISTRY, block.get("type"))
         if kind is None or not isinstance(kind, type):
             pass
@@ -159,7 +147,7 @@ class _Keys:
                 if key not in known:
                     self.refuse((*place, key), known, block["type"])
         elif is_own(kind):
-            kinds.append(StockDatasetOptions)
+            kinds.append(schema.StockDatasetOptions)
         for one in kinds:
             check_values(one, block, place, self.faults)
 

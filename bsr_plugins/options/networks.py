@@ -82,10 +82,14 @@ def check_networks(
         and isinstance(opt.get("scale"), int)
         and _gets_an_image(of_model, networks["network_g"])
     ):
-        with faults.gathered("network_g"), _left_to(of_model):
-            side = _side(opt, faults)
-            for channels in sorted({built.channels for built in datasets.values()} or {3}):
-                networks["network_g"].check_output(channels, side, opt["scale"])
+        with faults.gathered("network_g"):
+            try:
+                for channels in sorted({built.channels for built in datasets.values()} or {3}):
+                    networks["network_g"].check_output(channels, _side(opt, faults), opt["scale"])
+            except BSRError as error:
+                # What our networks refuse when they run, our models refuse with the option that it comes from.
+                if isinstance(error, OptionError) or not issubclass(of_model, BlindSRModel):
+                    raise
     return warnings
 
 
@@ -209,16 +213,6 @@ def _gets_an_image(model: type, trial: Trial) -> bool:
     if getattr(trial.network, "needs_kernel", False) or len(needed) != 1:
         return False
     return issubclass(model, BlindSRModel) or all(getattr(model, n) is getattr(SRModel, n) for n in _FED_OTHERWISE)
-
-
-@contextmanager
-def _left_to(model: type) -> Iterator[None]:
-    """Pass over what our networks refuse when they run: our models know which option it comes from."""
-    try:
-        yield
-    except BSRError as error:
-        if isinstance(error, OptionError) or not issubclass(model, BlindSRModel):
-            raise
 
 
 def _check_discriminator(trial: Trial, opt: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from bsr_plugins.data.dataset_options import options_of
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
+from bsr_plugins.options import schema
 from bsr_plugins.options.datasets import Built
 from bsr_plugins.options.declared import OptionBlock
 from bsr_plugins.options.faults import Place
@@ -17,14 +18,6 @@ from bsr_plugins.options.recorded import Reads
 from bsr_plugins.options.schema import (
     NETWORK,
     SET_BY_TRAINER,
-    DistOptions,
-    LoggerOptions,
-    RunOptions,
-    StockDatasetOptions,
-    TrainDatasetOptions,
-    TrainOptions,
-    ValOptions,
-    WandbOptions,
     declared_by,
     is_closed,
     is_own,
@@ -60,13 +53,13 @@ def unread_by_model(options: Mapping[str, Any], model: Any, reads: Reads | None,
     """
     top, train = declared_by(model)
     declared = {
-        (): _names(RunOptions, *top) | {*SET_BY_TRAINER},
+        (): _names(schema.RunOptions, *top) | {*SET_BY_TRAINER},
         ("path",): _names(path_options(options)),
-        ("train",): _names(TrainOptions, *train),
-        ("val",): _names(ValOptions),
-        ("logger",): _names(LoggerOptions),
-        ("logger", "wandb"): _names(WandbOptions),
-        ("dist_params",): _names(DistOptions),
+        ("train",): _names(schema.TrainOptions, *train),
+        ("val",): _names(schema.ValOptions),
+        ("logger",): _names(schema.LoggerOptions),
+        ("logger", "wandb"): _names(schema.WandbOptions),
+        ("dist_params",): _names(schema.DistOptions),
     }
     parts = {("train", key) for key, _ in losses_of(options.get("train") or {}, model)}
     if stock_optimisers(model):
@@ -99,11 +92,11 @@ def unread_by_dataset(phase: str, block: Mapping[str, Any], kind: Any, built: Bu
     reads, tried = (built.reads, built.tried) if built is not None else (Reads(), False)
     if reads is None or kind is PairedDegradationDataset:
         return
-    declared = _names(TrainDatasetOptions) - ({"on_bad_image"} if block["phase"] != "train" else set())
+    declared = _names(schema.TrainDatasetOptions) - ({"on_bad_image"} if block["phase"] != "train" else set())
     if issubclass(kind, PairedDegradationDataset):
         declared |= _names(options_of(block["phase"]))
     elif is_own(kind):
-        declared |= _names(StockDatasetOptions)
+        declared |= _names(schema.StockDatasetOptions)
     for place in reads.unread(block):
         if place[0] not in declared:
             known = reads.names(place[:-1]) | (declared if len(place) == 1 else set())

@@ -43,7 +43,14 @@ def test_every_declared_key_and_argument_is_in_the_reference() -> None:
 def complaints(value: Any, rule: Mapping[str, Any], place: str = "") -> Iterator[str]:
     """Yield what a JSON schema has against a value, as far as ours use the language."""
     types = rule.get("type", [])
-    kinds = {"object": dict, "integer": int, "number": (int, float), "boolean": bool, "string": str, "null": type(None)}
+    kinds: dict[str, Any] = {
+        "object": dict,
+        "integer": int,
+        "number": (int, float),
+        "boolean": bool,
+        "string": str,
+        "null": type(None),
+    }
     kinds["array"] = list
     known = [types] if isinstance(types, str) else types
     wrong = isinstance(value, bool) and "boolean" not in known
