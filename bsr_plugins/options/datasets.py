@@ -93,8 +93,9 @@ def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[s
         kind = registered(DATASET_REGISTRY, block.get("type"))
         if kind is not None and is_own(kind) and not issubclass(kind, PairedDegradationDataset):
             _check_backend(block.get("io_backend"), (*place, "io_backend"), faults)
-        plain = issubclass(kind or object, PairedDegradationDataset) or kind in _PLAIN_FOLDERS
-        items = _check_roots(place, block, faults) if plain and not _in_lmdb(block) else 0
+        plain = kind in _PLAIN_FOLDERS or (kind is not None and issubclass(kind, PairedDegradationDataset))
+        if plain and not _in_lmdb(block):
+            _check_roots(place, block, faults)
         if kind is not None and faults.clear(place, ("scale",)):
             with faults.gathered(*place):
                 built[key] = _build(dotted(place), block, kind, opt, model)
@@ -102,7 +103,7 @@ def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[s
             with faults.gathered(*place):
                 check_loading(dotted(place), block, len(built[key].dataset), opt["world_size"])
         elif block["phase"] == "train" and plain:
-            _check_parts(place, block, items, opt["world_size"], faults)
+            _check_parts(place, block, opt["world_size"], faults)
     return built
 
 
@@ -114,7 +115,7 @@ def memory_bytes() -> int:
 
 
 def check_loading(place: str, block: Mapping[str, Any], items: int, world_size: int) -> None:
-    """Check that epochs of the training dataset have a batch of all processes, and fit in memory as batches do.
+    """Check that epochs of the training dataset have a batch of all processes, and fit in memory.
 
     Raises:
         OptionError: One of these is not so, or loader options do not fit each other.
@@ -124,10 +125,19 @@ def check_loading(place: str, block: Mapping[str, Any], items: int, world_size: 
     if block.get("persistent_workers") and not block["num_worker_per_gpu"]:
         raise OptionError(f"{place}.persistent_workers: true, expected false with num_worker_per_gpu: 0")
     check_epochs(place, block, items, world_size)
-    ratio, views = block.get("dataset_enlarge_ratio", 1), block.get("num_views")
-    side: Any = block.get("gt_size")
+    ratio = block.get("dataset_enlarge_ratio", 1)
     if items * ratio * _BYTES_A_PLACE > memory_bytes():
         raise OptionError(f"{place}.dataset_enlarge_ratio: {ratio}, which makes epochs that do not fit in memory")
+
+
+def _check_memory(place: str, block: Mapping[str, Any]) -> None:
+    """Check that patches fit in memory, before any are read.
+
+    Raises:
+        OptionError: They do not.
+    """
+    side: Any = block.get("gt_size")
+    views = block.get("num_views")
     patches = {"batch_size_per_gpu": block["batch_size_per_gpu"] * (views if isinstance(views, int) else 1)}
     patches["calibration_images"] = block.get("calibration_images", 0)
     for key, number in patches.items() if isinstance(side, int) else ():
@@ -176,6 +186,8 @@ def _check_backend(backend: Any, place: tuple[Any, ...], faults: Faults) -> None
 def _build(place: str, block: dict[str, Any], kind: Any, opt: Mapping[str, Any], model: Any) -> Built:
     if block["phase"] != "train" and block.get("persistent_workers"):
         raise OptionError(f"{place}.persistent_workers: true, expected false, as validation has no workers")
+    if block["phase"] == "train":
+        _check_memory(place, block)
     if issubclass(kind, IterableDataset):
         raise OptionError(f"{place}.type: {block['type']!r} has no indices, expected a dataset with them")
     if kind is PairedDegradationDataset:
@@ -315,26 +327,24 @@ def _header_size(file: str) -> Size:
     return (width, height) if turned else (height, width)
 
 
-def _check_roots(place: tuple[str, str], block: Mapping[str, Any], faults: Faults) -> int:
-    """Check that the folders of a dataset are there; return how many HR files there are."""
-    files = 0
+def _check_roots(place: tuple[str, str], block: Mapping[str, Any], faults: Faults) -> None:
+    """Check that the folders of a dataset are there."""
     for key in _ROOTS:
         roots = block.get(key) if faults.clear((*place, key)) else None
         for root in roots if isinstance(roots, list) else [roots]:
             if isinstance(root, str) and root != DEMO and not Path(root).is_dir():
                 faults.at((*place, key), f"{root!r} is missing or no folder, expected a folder of images")
-            elif isinstance(root, str) and root != DEMO and key == "dataroot_gt":
-                files += sum(file.is_file() for file in Path(root).rglob("*"))
-    return files
 
 
-def _check_parts(place: tuple[str, str], block: Mapping[str, Any], items: int, world_size: int, faults: Faults) -> None:
+def _check_parts(place: tuple[str, str], block: Mapping[str, Any], world_size: int, faults: Faults) -> None:
     """Check each part of a training dataset's block by itself, as it cannot be built with a fault in it."""
     size, scale = block.get("gt_size"), block.get("scale")
     if isinstance(size, int) and isinstance(scale, int) and faults.clear((*place, "gt_size"), ("scale",)):
         with faults.gathered(*place):
             check_patch_size(size, scale, f"{dotted(place)}.gt_size")
-    loading = ("batch_size_per_gpu", "dataset_enlarge_ratio", *_ROOTS)
-    if items and faults.clear(*((*place, key) for key in loading)):
+    loading, roots = ("batch_size_per_gpu", "dataset_enlarge_ratio", *_ROOTS), block.get("dataroot_gt")
+    folders = [Path(str(root)) for root in (roots if isinstance(roots, list) else [roots])]
+    if not _in_lmdb(block) and faults.clear(*((*place, key) for key in loading)) and all(f.is_dir() for f in folders):
+        items = sum(file.is_file() for folder in folders for file in folder.rglob("*"))
         with faults.gathered(*place):
             check_epochs(dotted(place), block, items, world_size)
