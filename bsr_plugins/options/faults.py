@@ -67,7 +67,8 @@ class Faults:
             for line in error.lines:
                 self.add(line)
         except BSRError as error:
-            self.at(block, " ".join(str(error).split("\n")))
+            text = " ".join(str(error).split("\n"))
+            self.add(text) if text.startswith(f"{dotted(block)}: ") else self.at(block, text)
         except RecursionError:
             self.at(block, "its values are nested too deeply")
         except Exception as error:

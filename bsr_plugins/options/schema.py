@@ -303,7 +303,7 @@ def is_closed(model: Any) -> bool:
 def path_options(options: Mapping[str, Any]) -> type[OptionBlock]:
     """Return what declares the block `path` for the networks that there are."""
     fields: dict[str, Any] = {}
-    for key in options:
+    for key in {f"{NETWORK}g", *options}:
         if isinstance(key, str) and key.startswith(NETWORK):
             letter = key.removeprefix(NETWORK)
             fields[f"pretrain_{key}"] = (PathOrNull, Field(None, description="Weights that the network begins with."))
