@@ -135,7 +135,7 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
 
 def _range(metadata: list[Any]) -> str:
     bounds: dict[str, Any] = {}
-    for one in metadata:
+    for one in (part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])):
         for name in ("ge", "gt", "le", "lt"):
             if isinstance(one, {"ge": limits.Ge, "gt": limits.Gt, "le": limits.Le, "lt": limits.Lt}[name]):
                 bound = getattr(one, name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from typing import Any
 
 import yaml
@@ -63,13 +65,15 @@ class Recorded(dict[Any, Any]):
             self._reads.taken.add(below)
 
     def _take_all(self) -> None:
-        self._reads.taken.update((*self._place, key) for key in super().__iter__())
+        self._reads.taken.update((*self._place, key) for key in dict.__iter__(self))
 
     def __getitem__(self, key: Any) -> Any:
         self._ask(key)
-        if not super().__contains__(key):
-            self._reads.lacking = (*self._place, key)
         return super().__getitem__(key)
+
+    def __missing__(self, key: Any) -> Any:
+        self._reads.lacking = (*self._place, key)
+        raise KeyError(key)
 
     def get(self, key: Any, default: Any = None) -> Any:
         self._ask(key)
@@ -89,46 +93,14 @@ class Recorded(dict[Any, Any]):
         self._ask(key)
         return super().__contains__(key)
 
-    def __iter__(self) -> Iterator[Any]:
-        self._take_all()
-        return super().__iter__()
-
-    def __reversed__(self) -> Iterator[Any]:
-        self._take_all()
-        return super().__reversed__()
-
-    def keys(self) -> Any:
-        self._take_all()
-        return super().keys()
-
-    def values(self) -> Any:
-        self._take_all()
-        return super().values()
-
-    def items(self) -> Any:
-        self._take_all()
-        return super().items()
-
-    def popitem(self) -> tuple[Any, Any]:
-        self._take_all()
-        return super().popitem()
-
-    def __or__(self, other: Any) -> Any:
-        self._take_all()
-        return super().__or__(other)
-
-    def __ror__(self, other: Any) -> Any:
-        self._take_all()
-        return super().__ror__(other)
-
     def copy(self) -> Recorded:
         return self.__copy__()
 
     def __copy__(self) -> Recorded:
-        return self._with(dict(super().items()))
+        return self._with(dict(dict.items(self)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
-        return self._with({key: _deep(value, memo) for key, value in super().items()})
+        return self._with({key: copy.deepcopy(value, memo) for key, value in dict.items(self)})
 
     def _with(self, content: dict[Any, Any]) -> Recorded:
         made = Recorded({}, self._reads, self._place)
@@ -137,6 +109,22 @@ class Recorded(dict[Any, Any]):
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
         return dict, (plain(self),)
+
+
+def _taking_all(name: str) -> Callable[..., Any]:
+    """Make a method of `dict` that reads the whole block."""
+    method: Callable[..., Any] = getattr(dict, name)
+
+    @wraps(method)
+    def take(self: Recorded, *arguments: Any) -> Any:
+        self._take_all()
+        return method(self, *arguments)
+
+    return take
+
+
+for _name in ("__iter__", "__reversed__", "keys", "values", "items", "popitem", "__or__", "__ror__"):
+    setattr(Recorded, _name, _taking_all(_name))
 
 
 def plain(value: Any) -> Any:
@@ -152,12 +140,6 @@ def _recorded(value: Any, reads: Reads, place: Place) -> Any:
     if isinstance(value, list):
         return [_recorded(item, reads, (*place, number)) for number, item in enumerate(value)]
     return value
-
-
-def _deep(value: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(value, Recorded):
-        return value.__deepcopy__(memo)
-    return [_deep(item, memo) for item in value] if isinstance(value, list) else value
 
 
 for _dumper in (yaml.SafeDumper, yaml.Dumper):  # some models write their options down

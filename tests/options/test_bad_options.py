@@ -132,7 +132,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("train.scheduler.type", {}, "train.scheduler.type: unknown name "),
     ("train.scheduler.gamma", None, "train.scheduler.gamma: None, expected a number"),
     ("train.scheduler.milestones", 5, "train.scheduler.milestones: 5, expected a list, each a whole number"),
-    ("train.scheduler.milestones", ["a"], "train.scheduler.milestones: 'a', expected a whole number"),
+    ("train.scheduler.milestones", ["a"], "train.scheduler.milestones: 'a', expected a whole number at least 0"),
     (
         "train.scheduler",
         {"type": "CosineAnnealingRestartLR", "periods": [1]},
