@@ -127,8 +127,8 @@ class BlindSRModel(WholeBatchModel):
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
         self.degradation = self._build_degradation()
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
+        self.is_calibrated = False
         self.build_losses()
-        self._calibrate()
         super().init_training_settings()
 
     def build_losses(self) -> None:
@@ -153,11 +153,18 @@ class BlindSRModel(WholeBatchModel):
         block = self.opt.get("degradation")
         return None if block is None else build_degradation(block, self.opt["scale"])
 
-    def _calibrate(self) -> None:
-        """Read the run's calibration, or measure it on training images; the first step saves it with the run."""
-        self.unsaved_calibration: Path | None = None
-        if self.degradation is None or not self.degradation.needs_calibration:
+    def calibrate(self) -> None:
+        """Read the run's calibration, or measure it on training images and save it with the run.
+
+        The first step does it: by then the run has its folder, which an earlier run of its name has been moved out of,
+        and a run whose options are only checked measures nothing.
+
+        Raises:
+            BSRError: What the run's folder has cannot be used, or a training image cannot be read.
+        """
+        if self.is_calibrated or self.degradation is None or not self.degradation.needs_calibration:
             return
+        self.is_calibrated = True
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
         if file.is_file():
             try:
@@ -166,14 +173,8 @@ class BlindSRModel(WholeBatchModel):
                 raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
             return
         self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
-        self.unsaved_calibration = file
+        _write_json(file, self.degradation.calibration())
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
-
-    def save_calibration(self) -> None:
-        """Save what the degradation's sampler has measured with the run, if it is not there yet."""
-        if self.unsaved_calibration is not None and self.degradation is not None:
-            _write_json(self.unsaved_calibration, self.degradation.calibration())
-            self.unsaved_calibration = None
 
     def _build_training_network(self, name: str) -> nn.Module:
         key = f"network_{name}"
@@ -209,7 +210,7 @@ class BlindSRModel(WholeBatchModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
-        self.save_calibration()
+        self.calibrate()
         self.current_iter = current_iter
         self.figures: dict[str, Tensor] = {}
         self.alignment_losses: dict[str, Tensor] = {}

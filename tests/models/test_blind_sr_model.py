@@ -191,6 +191,7 @@ def test_calibration_is_saved_and_read_back(
 ) -> None:
     opt["degradation"] |= {"types": ["iso", "jpeg"], "sampler": {"type": "ads", "grid": 5}}
     first = make_model(opt)
+    first.calibrate()
     saved = json.loads((tmp_path / CALIBRATION_FILE).read_text())
     assert saved == first.degradation.calibration()
     assert {name: len(stage["distances"]) for name, stage in saved.items()} == {"iso": 5, "jpeg": 5}
@@ -200,12 +201,13 @@ def test_calibration_is_saved_and_read_back(
 
     monkeypatch.setattr(ClassicalDegradation, "calibrate", fail)
     again = make_model(opt)
+    again.calibrate()
     assert again.degradation.calibration() == saved
     assert_equal(again.degradation.sample(9, generator_at(1, "x")), first.degradation.sample(9, generator_at(1, "x")))
 
     (tmp_path / CALIBRATION_FILE).unlink()
     with pytest.raises(AssertionError, match="measured again"):
-        make_model(opt)
+        make_model(opt).calibrate()
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_a_calibration_that_cannot_be_used_is_named(
     opt["degradation"] |= {"types": ["iso"], "sampler": {"type": "ads", "grid": 5}}
     (tmp_path / CALIBRATION_FILE).write_text(content)
     with pytest.raises(BSRError, match=rf"{CALIBRATION_FILE}: cannot be used \(.*expected what this run has measured"):
-        make_model(opt)
+        make_model(opt).calibrate()
 
 
 @pytest.fixture
