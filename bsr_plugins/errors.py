@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BSRError(ValueError):
@@ -35,9 +37,21 @@ class BadImageError(BSRError):
 
 
 def line_of(error: BSRError) -> str:
-    """Return the error's own line; a data worker's error arrives with the worker's traceback before it."""
+    """Return the line that an error says; a data worker's error arrives with the worker's traceback before it."""
     last = str(error).strip().splitlines()[-1]
     return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
+
+
+def reason_of(error: BaseException, placed: bool = False) -> str:
+    """Write down an error of any kind in one line, for another one's message: `KeyError: 'scale'`.
+
+    Args:
+        error: The error.
+        placed: Whether to add the file and line that raised it, where somebody else's code may be at fault.
+    """
+    frames = traceback.extract_tb(error.__traceback__) if placed else []
+    place = f", in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}".split()) + place
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

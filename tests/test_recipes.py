@@ -18,7 +18,7 @@ from basicsr.archs import build_network
 from basicsr.utils.options import ordered_yaml
 
 from bsr_plugins import engine
-from bsr_plugins.engine.inheritance import resolve
+from bsr_plugins.options.files import resolve
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options"
 TRAIN_IMAGES, DEMO_IMAGES = {"DF2K": 3450, "DIV2K": 800}, 7

@@ -13,7 +13,7 @@ import argparse
 import os
 
 from bsr_plugins.data.check_images import CheckRequest, check_images
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 BAD_IMAGES = 1
 

@@ -18,7 +18,7 @@ from itertools import product
 from bsr_plugins.analysis.alignment_study import VARIANTS, Figures, Study, run_variant
 from bsr_plugins.analysis.study import at_least, run_side_by_side, split_photographs, study_parser
 from bsr_plugins.data.decode import Pixels
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 Run = tuple[str, int]
 Results = Mapping[Run, tuple[Figures, Figures]]

@@ -16,7 +16,7 @@ from functools import partial
 from bsr_plugins.analysis.representation_study import VARIANTS, Figures, Study, run_variant
 from bsr_plugins.analysis.study import at_least, run_side_by_side, split_photographs, study_parser
 from bsr_plugins.data.decode import Pixels
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 LEAST_FEAT = 16
 GREY_LEVELS = 255

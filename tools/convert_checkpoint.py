@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from bsr_plugins.archs.released_checkpoints import PARAM_KEYS, convert, convert_back
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -23,7 +23,7 @@ from PIL import Image
 from bsr_plugins.data.decode import decode, to_tensor
 from bsr_plugins.data.image_files import demo_photographs
 from bsr_plugins.degradations import protocol_degradation, protocol_settings, with_noise_seed
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PROTOCOL = "six"

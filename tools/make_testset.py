@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bsr_plugins.data.testset_writer import SetRequest, make_test_set
 from bsr_plugins.degradations import PROTOCOLS
-from bsr_plugins.engine.command_line import run_tool
+from bsr_plugins.options.command_line import run_tool
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,8 +17,8 @@ from bsr_plugins.analysis.study import at_least, find_photographs
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
 from bsr_plugins.data.image_files import DEMO
 from bsr_plugins.data.patches import draw_calibration_patches
-from bsr_plugins.engine.command_line import run_tool
 from bsr_plugins.errors import OptionError
+from bsr_plugins.options.command_line import run_tool
 
 SAMPLERS: dict[str, str | dict[str, Any]] = {
     "uniform": "uniform",

@@ -1,64 +1,82 @@
-"""The options of a PairedDegradationDataset: which there are, and whether they can be used."""
+"""The options of a PairedDegradationDataset, and those that BasicSR's trainer and loaders read of any dataset."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from bsr_plugins.blocks import call_with, integer
-from bsr_plugins.data.bad_images import ON_BAD_IMAGE, Replacement
-from bsr_plugins.data.image_files import BACKENDS, ImageFile, find_images
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+
+from bsr_plugins.data.bad_images import Replacement
+from bsr_plugins.data.image_files import ImageFile, find_images
 from bsr_plugins.degradations import Degradation, build_degradation
 from bsr_plugins.errors import BadImageError, OptionError, unknown_key, unknown_name
+from bsr_plugins.options.declared import OptionBlock, Whole, read_block
 
 PHASES = ("train", "val", "test")
-DEGRADE_ON = ("worker", "device")
-
-TRAINER_KEYS = (
-    "batch_size_per_gpu",
-    "dataset_enlarge_ratio",
-    "num_prefetch_queue",
-    "num_worker_per_gpu",
-    "persistent_workers",
-    "pin_memory",
-    "prefetch_mode",
-    "type",
-    "use_shuffle",
-)
-"""Keys that BasicSR's trainer and loaders read out of a dataset's block; `use_shuffle` only its files have."""
+MAX_WORKERS = 1024
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageOptions(ABC):
-    """What all phases need; see `PairedDegradationDataset` for the meaning of every key."""
+class LoaderOptions(OptionBlock):
+    """What BasicSR's trainer and loaders read out of a dataset's block, whatever dataset it is."""
 
-    name: str
-    phase: str
-    scale: int
-    dataroot_gt: str | list[str]
-    io_backend: Mapping[str, Any] = field(default_factory=lambda: {"type": "disk"})
-    seed: int = 0
-    degradation: Mapping[str, Any] | None = None
+    type: str = Field(description="The dataset's class.")
+    batch_size_per_gpu: Whole = Field(1, ge=1, description="Items of a batch, of every process; for training.")
+    num_worker_per_gpu: Whole = Field(
+        0, ge=0, le=MAX_WORKERS, description="Worker processes that load, of every process; for training."
+    )
+    dataset_enlarge_ratio: float = Field(1, gt=0, description="How many times an epoch goes through the images.")
+    prefetch_mode: Literal["cpu", "cuda"] | None = Field(
+        None, description="What prefetches beyond the workers: a thread, a CUDA stream (with `pin_memory`), or nothing."
+    )
+    num_prefetch_queue: Whole = Field(1, ge=1, description="Batches that `prefetch_mode: cpu` holds.")
+    pin_memory: bool = Field(False, description="Whether batches are put into pinned memory.")
+    persistent_workers: bool = Field(False, description="Whether workers live on from epoch to epoch.")
+    use_shuffle: bool | None = Field(None, description="In BasicSR's option files; nothing reads it.")
 
-    def __post_init__(self) -> None:
-        integer(self.scale, self.where("scale"), low=1)
-        integer(self.seed, self.where("seed"), low=0)
-        if not isinstance(self.io_backend, Mapping) or set(self.io_backend) != {"type"}:
-            raise OptionError(
-                f"{self.where('io_backend')}: {self.io_backend!r}, expected {{type: disk}} or {{type: lmdb}}"
-            )
-        self._one_of("io_backend.type", self.io_backend["type"], BACKENDS)
-        roots = self._roots()
-        if not roots or not all(isinstance(root, str | Path) for root in roots):
-            raise OptionError(f"{self.where('dataroot_gt')}: {self.dataroot_gt!r}, expected a folder, 'demo' or a list")
+
+TRAINER_KEYS = tuple(LoaderOptions.model_fields)
+
+
+def _check_backend(value: object) -> object:
+    if value not in ({"type": "disk"}, {"type": "lmdb"}):
+        raise ValueError("expected {type: disk} or {type: lmdb}")
+    return value
+
+
+def _as_roots(value: object) -> list[str]:
+    roots = list(value) if isinstance(value, list | tuple) else [value]
+    if not roots or not all(isinstance(root, str | Path) and str(root) for root in roots):
+        raise ValueError("expected a folder, 'demo', or a list of folders")
+    return [str(root) for root in roots]
+
+
+_ROOTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+
+class ImageOptions(OptionBlock, ABC):
+    """What all phases need; see `PairedDegradationDataset`."""
+
+    name: str | int = Field(description="What the dataset is called in logs and messages.")
+    phase: Literal["train", "val", "test"] = Field(description="Set by the trainer, from the block's key.")
+    scale: Whole = Field(ge=1, description="Set by the trainer, from `scale`.")
+    dataroot_gt: Annotated[list[str], BeforeValidator(_as_roots), WithJsonSchema(_ROOTS_SCHEMA)] = Field(
+        description="A folder of HR images, `demo` (scikit-image's photographs), or a list; sub-folders are searched."
+    )
+    io_backend: Annotated[dict[str, Any], BeforeValidator(_check_backend)] = Field(
+        {"type": "disk"}, description="`{type: disk}`, or `{type: lmdb}` for LMDBs that BasicSR's tool has made."
+    )
+    seed: Whole = Field(0, ge=0, description="What draws are a function of; `manual_seed`, where it is not given.")
+    degradation: dict[str, Any] | None = Field(
+        None, description="The degradation: of `degrade_on: worker`, or drawn once for every whole image."
+    )
 
     def where(self, key: str) -> str:
-        """Name a key and whose it is, for messages."""
-        return f"dataset '{self.name}'.{key}"
+        """Name a key for messages; who builds the dataset puts the block's place in front."""
+        return key
 
     def find_images(self) -> list[ImageFile]:
         """List the dataset's images.
@@ -78,63 +96,47 @@ class ImageOptions(ABC):
         Raises:
             OptionError: It cannot be built, or it is for another scale.
         """
-        if not isinstance(self.degradation, Mapping):
-            raise OptionError(
-                f"{self.where('degradation')}: {self.degradation!r}, expected a block with the key 'type'"
-            )
+        if self.degradation is None:
+            raise OptionError(f"{self.where('degradation')}: None, expected a block with the key 'type'")
         return build_degradation(self.degradation, self.scale, self.where("degradation"))
 
     def _list_images(self, bad: list[str] | None) -> list[ImageFile]:
-        roots = [str(root) for root in self._roots()]
-        return find_images(roots, self.io_backend["type"], self.phase, self.where("dataroot_gt"), bad)
+        return find_images(self.dataroot_gt, self.io_backend["type"], self.phase, self.where("dataroot_gt"), bad)
 
     @abstractmethod
     def _check_size(self, image: ImageFile) -> None:
         """Raise a BadImageError for an image whose size will not do."""
 
-    def _roots(self) -> list[Any]:
-        return list(self.dataroot_gt) if isinstance(self.dataroot_gt, list | tuple) else [self.dataroot_gt]
-
-    def _one_of(self, key: str, value: object, known: Sequence[str]) -> None:
-        if value not in known:
-            raise unknown_name(self.where(key), value, known)
-
-    def _boolean(self, key: str) -> None:
-        if not isinstance(getattr(self, key), bool):
-            raise OptionError(f"{self.where(key)}: {getattr(self, key)!r}, expected true or false")
-
     def _no_use(self, key: str, when: str) -> None:
         if getattr(self, key) is not None:
-            raise OptionError(f"{self.where(key)}: {getattr(self, key)!r} has no use with {when}, expected no such key")
+            raise OptionError(f"{key}: {getattr(self, key)!r} has no use with {when}, expected no such key")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PatchOptions(ImageOptions):
     """Options of phase train."""
 
-    degrade_on: str
-    gt_size: int
-    use_hflip: bool
-    use_rot: bool
-    num_views: int | None = None
-    calibration_images: int = 32
-    on_bad_image: str = "error"
+    degrade_on: Literal["worker", "device"] = Field(
+        description="Who degrades: the dataset (`worker`, for any model), or the model on its device."
+    )
+    gt_size: Whole = Field(ge=1, description="Side of the HR patches in pixels, a multiple of scale.")
+    use_hflip: bool = Field(description="Whether patches are mirrored left and right with probability 1/2.")
+    use_rot: bool = Field(
+        description="Whether they are mirrored top and bottom, and turned, each with probability 1/2."
+    )
+    num_views: Whole | None = Field(None, ge=1, description="Patches of an image in an item of `degrade_on: device`.")
+    calibration_images: Whole = Field(32, ge=1, description="Patches that a sampler is calibrated on.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="Whether a bad image ends the run, or another image takes its place."
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._one_of("degrade_on", self.degrade_on, DEGRADE_ON)
-        integer(self.gt_size, self.where("gt_size"), low=1)
+    @model_validator(mode="after")
+    def _fits(self) -> PatchOptions:
         check_patch_size(self.gt_size, self.scale, self.where("gt_size"))
-        integer(self.calibration_images, self.where("calibration_images"), low=1)
-        self._one_of("on_bad_image", self.on_bad_image, ON_BAD_IMAGE)
-        self._boolean("use_hflip")
-        self._boolean("use_rot")
         if self.degrade_on == "device":
             self._no_use("degradation", "degrade_on: device (the model degrades)")
         else:
             self._no_use("num_views", "degrade_on: worker (one view an item)")
-        if self.num_views is not None:
-            integer(self.num_views, self.where("num_views"), low=1)
+        return self
 
     def find_images(self) -> list[ImageFile]:
         """List the dataset's images; with `on_bad_image: skip`, those that are not seen to be bad.
@@ -210,25 +212,26 @@ def _path_of(images: Sequence[ImageFile], number: int, _error: BadImageError) ->
     return images[number].path
 
 
-@dataclass(frozen=True, kw_only=True)
 class WholeImageOptions(ImageOptions):
     """Options of phases val and test."""
 
-    protocol: str | None = None
-    settings: list[str] | None = None
-    mod_crop: bool = True
+    protocol: str | None = Field(None, description="The protocol that degrades; without one, `degradation` does.")
+    settings: list[str] | None = Field(
+        None, min_length=1, description="Names of the protocol's settings that are wanted; all without it."
+    )
+    mod_crop: bool = Field(
+        True, description="Whether images are cut to multiples of scale; without, others are refused."
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._boolean("mod_crop")
+    @model_validator(mode="after")
+    def _fits(self) -> WholeImageOptions:
         if (self.protocol is None) == (self.degradation is None):
             raise OptionError(
                 f"{self.where('protocol')}: expected a protocol's name or a degradation block, one of the two"
             )
         if self.protocol is None:
             self._no_use("settings", "a degradation block")
-        elif self.settings is not None and not (isinstance(self.settings, list) and self.settings):
-            raise OptionError(f"{self.where('settings')}: {self.settings!r}, expected a list of its settings' names")
+        return self
 
     def _check_size(self, image: ImageFile) -> None:
         size = f"{image.path}: is {image.width}x{image.height}"
@@ -238,24 +241,35 @@ class WholeImageOptions(ImageOptions):
             raise BadImageError(f"{size}, expected multiples of scale {self.scale} (or mod_crop: true)")
 
 
+def options_of(phase: object) -> type[PatchOptions] | type[WholeImageOptions]:
+    """Return what declares the options of a phase.
+
+    Raises:
+        OptionError: There is no such phase.
+    """
+    if phase not in PHASES:
+        raise unknown_name("phase", phase, PHASES)
+    return PatchOptions if phase == "train" else WholeImageOptions
+
+
 def read_options(opt: Mapping[str, Any]) -> PatchOptions | WholeImageOptions:
     """Check a dataset's block of options; the block is left as it is.
 
     Raises:
         OptionError: A key is unknown, missing or of no use in the block's phase, or a value cannot be used.
     """
-    where = f"dataset '{opt.get('name', '?')}'"
-    if opt.get("phase") not in PHASES:
-        raise unknown_name(f"{where}.phase", opt.get("phase"), PHASES)
-    train, whole = ([f.name for f in fields(kind)] for kind in (PatchOptions, WholeImageOptions))
-    own = train if opt["phase"] == "train" else whole
-    known = sorted({*train, *whole, *TRAINER_KEYS})
+    kind = options_of(opt.get("phase"))
+    fields, known = kind.model_fields, {*PatchOptions.model_fields, *WholeImageOptions.model_fields, *TRAINER_KEYS}
+    wrong: list[str] = []
     for key in opt:
         if key not in known:
-            raise unknown_key(f"{where}.{key}", known)
-        if key not in own and key not in TRAINER_KEYS:
-            raise OptionError(f"{where}.{key}: has no use in phase {opt['phase']}, expected no such key")
-    arguments = {key: value for key, value in opt.items() if key in own}
-    if opt["phase"] == "train":
-        return call_with(PatchOptions, arguments, where)
-    return call_with(WholeImageOptions, arguments, where)
+            wrong += unknown_key(str(key), sorted(known)).lines
+        elif key not in fields and key not in TRAINER_KEYS:
+            wrong.append(f"{key}: has no use in phase {opt['phase']}, expected no such key")
+    try:
+        options = read_block(kind, {key: value for key, value in opt.items() if key in fields})
+    except OptionError as error:
+        raise OptionError(*wrong, *error.lines) from error
+    if wrong:
+        raise OptionError(*wrong)
+    return options

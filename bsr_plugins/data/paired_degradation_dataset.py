@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
+from bsr_plugins.data.image_files import ImageFile
 from bsr_plugins.data.patches import TrainPatches
 from bsr_plugins.data.positions import PositionedIndex
 from bsr_plugins.data.whole_images import WholeImages
@@ -65,6 +66,11 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
         self._items = TrainPatches(options) if isinstance(options, PatchOptions) else WholeImages(options)
         # In shared memory, so that workers that are already running see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def images(self) -> list[ImageFile]:
+        """The images, less those left out as bad."""
+        return self._items.images
 
     @property
     def files(self) -> list[Path]:

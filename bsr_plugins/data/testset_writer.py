@@ -18,13 +18,14 @@ from PIL import Image
 import bsr_plugins
 from bsr_plugins.atomic_file import remove_leftovers, write_atomically
 from bsr_plugins.blocks import integer
-from bsr_plugins.data.dataset_options import WholeImageOptions, read_options
+from bsr_plugins.data.dataset_options import WholeImageOptions
 from bsr_plugins.data.decode import HEADER_ERRORS, Pixels
 from bsr_plugins.data.image_files import DEMO, read_image
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.degradations import Setting
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.declared import read_block
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
@@ -114,13 +115,16 @@ class _Maker:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        block: dict[str, Any] = {"type": "PairedDegradationDataset", "name": "test set", "phase": "test"}
-        block |= {"dataroot_gt": list(request.roots), "scale": request.scale}
-        block |= {"protocol": request.protocol, "seed": request.seed}
-        if request.settings is not None:
-            block["settings"] = list(request.settings)
-        options = read_options(block)
-        assert isinstance(options, WholeImageOptions)
+        block = {
+            "name": _NAME,
+            "phase": "test",
+            "scale": request.scale,
+            "dataroot_gt": list(request.roots),
+            "seed": request.seed,
+            "protocol": request.protocol,
+            "settings": None if request.settings is None else list(request.settings),
+        }
+        options = read_block(WholeImageOptions, block)
         self.request = request
         self.items = WholeImages(options)
         self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings

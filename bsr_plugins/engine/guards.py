@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from bsr_plugins.blocks import boolean, integer, number
 from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.recorded import Recorded
 
 DEFAULT_MAX_NONFINITE_STEPS = 10
 _FILE_KEYS = ("gt_path", "lq_path")
@@ -270,6 +271,8 @@ class StepGuard:
 def _modules_of(model: object) -> Iterator[tuple[str, nn.Module]]:
     """List the modules that a model has as attributes, or in lists and mappings that are attributes, by name."""
     for name, value in vars(model).items():
+        if isinstance(value, Recorded):
+            continue  # options, whose reads are recorded
         if isinstance(value, Mapping):
             items = [(f"{name}.{key}", item) for key, item in value.items()]
         elif isinstance(value, list | tuple):

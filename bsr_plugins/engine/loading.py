@@ -153,7 +153,7 @@ class TrainLoader:
         return _CUDAPrefetcher(loader, {"num_gpu": 1}) if self._mode == "cuda" else CPUPrefetcher(loader)
 
 
-def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
+def build_train_loader(opt: Mapping[str, Any], built: Dataset[Any] | None = None) -> TrainLoader:
     """Build the training dataset of a run and what loads it, for this rank.
 
     The dataset is any that is registered. One that draws from the global random states (all but ours) is wrapped in a
@@ -162,6 +162,7 @@ def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
 
     Args:
         opt: The run's options; they are left as they are.
+        built: The dataset, if it is built already.
 
     Raises:
         OptionError: The dataset cannot be loaded in this way.
@@ -173,14 +174,14 @@ def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
     if issubclass(kind, IterableDataset):
         raise OptionError(f"dataset '{name}'.type: {dataset_opt['type']} has no indices, expected a dataset with them")
     if issubclass(kind, PairedDegradationDataset):
-        dataset: Dataset[Any] = build_dataset(dataset_opt)
+        dataset: Dataset[Any] = built or build_dataset(dataset_opt)
         if opt["rank"] == 0:
             _warn_of_unusual_images(dataset, name)
         if kind is not PairedDegradationDataset:
             dataset = PositionedDataset(dataset, seed, "error", name)
     else:
         block = {key: value for key, value in dataset_opt.items() if key != _BAD_IMAGE_KEY}
-        stock = build_dataset(block)
+        stock = built or build_dataset(block)
         _sort_images(stock)
         if opt["rank"] == 0:
             _warn_of_unusual_images(stock, name)
@@ -197,7 +198,7 @@ def build_train_loader(opt: Mapping[str, Any]) -> TrainLoader:
     return TrainLoader(dataset, sampler, dataset_opt, seed, mode)
 
 
-def build_val_loaders(opt: Mapping[str, Any]) -> list[DataLoader[Any]]:
+def build_val_loaders(opt: Mapping[str, Any], built: Mapping[str, Dataset[Any]] | None = None) -> list[DataLoader[Any]]:
     """Build the validation or test datasets of a run, in the order of the option file.
 
     Each is loaded as BasicSR loads it: one image a batch, in order, by this process. Datasets of others are wrapped, so
@@ -205,6 +206,7 @@ def build_val_loaders(opt: Mapping[str, Any]) -> list[DataLoader[Any]]:
 
     Args:
         opt: The run's options; they are left as they are.
+        built: The datasets, if they are built already, by their keys.
 
     Raises:
         BSRError: A dataset refuses its options or its images.
@@ -213,7 +215,7 @@ def build_val_loaders(opt: Mapping[str, Any]) -> list[DataLoader[Any]]:
     for phase, dataset_opt in opt["datasets"].items():
         if phase == "train":
             continue
-        dataset: Dataset[Any] = build_dataset(dataset_opt)
+        dataset: Dataset[Any] = (built or {}).get(phase) or build_dataset(dataset_opt)
         name, own = dataset_opt.get("name", phase), type(dataset) is PairedDegradationDataset
         if opt["rank"] == 0:
             _warn_of_unusual_images(dataset, name)

@@ -18,18 +18,19 @@ from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
 
 from bsr_plugins.atomic_file import unused, write_atomically
-from bsr_plugins.engine.run_options import Run
 from bsr_plugins.errors import BSRError, line_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from bsr_plugins.options.preflight import Prepared
 
 _TRAINING = ("models", "training_states", "log", "visualization")
 _TESTING = ("log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 
 
-def make_folders(run: Run, root_path: str, fresh: bool) -> None:
+def make_folders(run: Prepared, root_path: str, fresh: bool) -> None:
     """Make the folders of a run, on rank 0, and put the copy of its options there.
 
     Args:
@@ -48,7 +49,7 @@ def make_folders(run: Run, root_path: str, fresh: bool) -> None:
         raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
 
 
-def _make_folders(run: Run, root_path: str, fresh: bool) -> None:
+def _make_folders(run: Prepared, root_path: str, fresh: bool) -> None:
     opt = run.opt
     training = opt["is_train"]
     root = Path(opt["path"]["experiments_root" if training else "results_root"])

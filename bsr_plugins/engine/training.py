@@ -7,26 +7,23 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models import build_model
-from basicsr.utils import AvgTimer, MessageLogger, set_random_seed
+from basicsr.utils import AvgTimer, MessageLogger
 
 from bsr_plugins.engine.checkpoint_identity import Identity, check_identity
 from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, find_set, load_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guards import NonFiniteError, StepGuard, read_guard_options
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
-from bsr_plugins.engine.network_checks import check_set
 from bsr_plugins.engine.ranks import Ranks
 from bsr_plugins.engine.run_folders import RunLog, make_folders
-from bsr_plugins.engine.run_options import read_run
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.preflight import Prepared, prepare
 from bsr_plugins.random_states import seed_random_states
 from bsr_plugins.seeding import derive_seed
 
@@ -48,20 +45,29 @@ def train_pipeline(root_path: str) -> None:
             the numbers of a step could not be, during the run.
         Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
     """
-    run = read_run(root_path, is_train=True)
-    if run.only_check:
-        return
-    opt, ranks = run.opt, Ranks(run.opt["dist"])
     torch.backends.cudnn.benchmark = True
-    found, passed_over = find_checkpoint(opt, ranks)
-    if found is not None:
-        ranks.of_first(partial(check_set, opt, found))
-    make_folders(run, root_path, fresh=found is None)
+    found: Found | None = None
+    passed_over: list[str] = []
+
+    def resume(opt: dict[str, Any]) -> None:
+        nonlocal found, passed_over
+        found, passed_over = find_checkpoint(opt, Ranks(opt["dist"]))
+        if found is not None:
+            use_networks(opt, found)
+            if opt["manual_seed"] is None and found.identity is not None:
+                opt["manual_seed"] = found.identity.manual_seed
+
+    prepared = prepare(root_path, is_train=True, resume=resume)
+    if prepared.only_check:
+        return
+    ranks = Ranks(prepared.opt["dist"])
+    make_folders(prepared, root_path, fresh=found is None)
     ranks.barrier()
-    with RunLog(opt, "train", root_path, 0 if found is None else found.iteration) as log:
-        for reason in passed_over:
-            log.logger.warning(f"Passed over {reason}")
-        TrainingRun(opt, found, ranks, log).execute()
+    with RunLog(prepared.opt, "train", root_path, 0 if found is None else found.iteration) as log:
+        prepared.replay(log.logger)
+        for line in (*prepared.warnings, *(f"Passed over {reason}" for reason in passed_over)):
+            log.logger.warning(line)
+        TrainingRun(prepared, found, ranks, log).execute()
 
 
 def find_checkpoint(opt: Mapping[str, Any], ranks: Ranks) -> tuple[Found | None, list[str]]:
@@ -103,25 +109,22 @@ class TrainingRun:
     """A run: what it is made of, and its loop.
 
     Args:
-        opt: The options.
+        prepared: The options, the datasets and the model.
         found: The checkpoint to go on from, if any.
         ranks: The processes of the run.
         log: Where it logs to.
     """
 
-    def __init__(self, opt: dict[str, Any], found: Found | None, ranks: Ranks, log: RunLog) -> None:
-        self.opt, self.ranks, self.log = opt, ranks, log
+    def __init__(self, prepared: Prepared, found: Found | None, ranks: Ranks, log: RunLog) -> None:
+        self.opt, self.ranks, self.log = prepared.opt, ranks, log
+        opt, self.late_reads = prepared.opt, prepared.late_reads
         self.total = int(opt["train"]["total_iter"])
-        self.loader = build_train_loader(opt)
-        self.val_loaders = build_val_loaders(opt)
+        self.loader = build_train_loader(opt, prepared.datasets["train"])
+        self.val_loaders = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
         run_id = None if found is None or found.identity is None else found.identity.run_id
         identity = Identity.of(opt, self.loader.num_images, run_id)
-        if found is not None:
-            use_networks(opt, found)
-        # The networks draw what they drew when the run began.
-        set_random_seed(opt["manual_seed"] + opt["rank"])
-        self.model = build_model(opt)
+        self.model = prepared.model
         self.guard = StepGuard(self.model, read_guard_options(opt["train"]), ranks)
         self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
         self.bad_images_before = 0
@@ -169,6 +172,9 @@ class TrainingRun:
             self.iter_timer.record()
             if iteration == 1:
                 self.messages.reset_start_time()
+            if iteration == self.start + 1:
+                for line in self.late_reads():
+                    self.log.logger.warning(line)
             if iteration % print_freq == 0:
                 self._print(iteration, made)
             if iteration % save_freq == 0 or iteration == self.total:

@@ -68,15 +68,13 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     def __init__(self, opt: dict[str, Any]) -> None:
         check_device(opt)
         self._faults: list[str] = []
-        self._measured = False
+        self._calibrated = False
         self.options = _read_own(type(self).Options, opt, "")
         try:
             super().__init__(opt)
         except OptionError as error:
             raise OptionError(*self._faults, *error.lines) from error
         self._raise_faults()
-        if self.is_train:
-            self._calibrate()
 
     def init_training_settings(self) -> None:
         """Build what only training needs: degradation, networks, losses, EMA copy, optimiser and schedulers.
@@ -264,34 +262,29 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             self.save_network(network, f"net_{name}", current_iter)
         super().save(epoch, current_iter)
 
-    def _calibrate(self) -> None:
-        """Measure the degradation on training images; in a run that resumes, read what it has measured."""
-        if self.degradation is None or not self.degradation.needs_calibration:
+    def calibrate(self) -> None:
+        """Read what the run has measured for adaptive sampling, or measure it on training images and save it.
+
+        The first step does it: the run has its folder by then, and options that are only checked cost no measuring.
+
+        Raises:
+            BSRError: What the run's folder has cannot be used, or a training image cannot be read.
+        """
+        if self._calibrated or self.degradation is None or not self.degradation.needs_calibration:
             return
-        file, path = self._calibration_file, self.opt["path"]
-        if file.is_file() and (path.get("resume_state") is not None or self.opt.get("auto_resume")):
+        self._calibrated = True
+        file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
+        if file.is_file():
             try:
                 self.degradation.load_calibration(json.loads(file.read_text()))
             except (OSError, ValueError) as error:
                 raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
-        else:
-            self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
-            self._measured = True
-
-    def save_calibration(self) -> None:
-        """Save what was measured with the run, on the first rank; the first step does it."""
-        if not self._measured or self.degradation is None:
             return
-        self._measured = False
-        file = self._calibration_file
+        self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
         if self.opt["rank"] == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(self.degradation.calibration()).encode())
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
-
-    @property
-    def _calibration_file(self) -> Path:
-        return Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
 
 
 def check_device(opt: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ class BlindSRModel(AssembledModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
-        self.save_calibration()
+        self.calibrate()
         self.current_iter, self.step_made = current_iter, False
         self.figures: dict[str, Tensor] = {}
         self.guard.begin((self.net_g, *self.training_networks.values()))

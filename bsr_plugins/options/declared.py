@@ -27,7 +27,7 @@ class OptionBlock(BaseModel):
     and value are added; one of several keys raises `OptionError("key: value, expected …")`.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _as_whole(value: Any) -> Any:
@@ -88,8 +88,23 @@ def _lines(kind: type[OptionBlock], error: ValidationError, where: str) -> Itera
                     f"{place}: unknown name {value!r}, expected one of {', '.join(map(str, literal))}"
                     f"{did_you_mean(value, map(str, literal))}"
                 )
+            elif found["type"] == "finite_number":
+                yield f"{place}: {value!r}, expected a finite number"
             else:
-                yield f"{place}: {value!r}, expected {expected_of(field) if field is not None else 'another value'}"
+                below, expected = _inside(field, keys)
+                yield f"{place}{below}: {value!r}, expected {expected}"
+
+
+def _inside(field: FieldInfo | None, keys: list[Any]) -> tuple[str, str]:
+    """Return how the place of a value inside of a list or mapping goes on, and what is expected there."""
+    if field is None:
+        return "", "another value"
+    annotation = field.annotation
+    if keys and get_origin(annotation) is dict and isinstance(keys[0], str):
+        return f".{keys[0]}", _expected(get_args(annotation)[1], [])
+    if keys and get_origin(annotation) is list:
+        return "", _expected(get_args(annotation)[0], [])
+    return "", expected_of(field)
 
 
 def expected_of(field: FieldInfo) -> str:
@@ -99,6 +114,8 @@ def expected_of(field: FieldInfo) -> str:
 
 def _expected(annotation: Any, metadata: list[Any]) -> str:
     origin = get_origin(annotation)
+    if annotation is Any:
+        return "a value"
     if origin is Annotated:
         inner, *more = get_args(annotation)
         return _expected(inner, [*more, *metadata])
@@ -116,15 +133,16 @@ def _expected(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _range(metadata: list[Any]) -> str:
-    names = ("ge", "gt", "le", "lt")
-    bounds = {name: value for one in metadata for name in names if (value := getattr(one, name, None)) is not None}
+    entries = [part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])]
+    found = [(name, getattr(one, name, None)) for one in entries for name in ("ge", "gt", "le", "lt")]
+    bounds = {name: value if isinstance(value, int) else f"{value:g}" for name, value in found if value is not None}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
-        return f" in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
+        return f" in {'(' if 'gt' in bounds else '['}{low}, {high}{')' if 'lt' in bounds else ']'}"
     if low is not None:
-        return f" above {low:g}" if "gt" in bounds else f" at least {low:g}"
+        return f" above {low}" if "gt" in bounds else f" at least {low}"
     if high is not None:
-        return f" below {high:g}" if "lt" in bounds else f" at most {high:g}"
+        return f" below {high}" if "lt" in bounds else f" at most {high}"
     return ""
 
 

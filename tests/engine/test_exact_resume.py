@@ -13,7 +13,7 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from tests.engine.ended_runs import differences, last_checkpoints, load
-from tests.engine.stock_options import gan, stock
+from tests.options.stock_options import gan, stock
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project

@@ -30,7 +30,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from bsr_plugins import engine
 from bsr_plugins.analysis.study import at_least
-from bsr_plugins.engine.inheritance import resolve
+from bsr_plugins.options.files import resolve
 from command_line import bench_parser, heading
 
 ROOT = Path(__file__).resolve().parents[2]

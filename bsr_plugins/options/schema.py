@@ -1,0 +1,313 @@
+"""What BasicSR's trainer, its stock models and datasets, and our engine read: keys, types, ranges, defaults, meanings.
+
+What classes of this package read is declared beside them: `Options` (keys at the top) and `TrainOptions` (keys under
+`train`) of the models, `data.dataset_options` of the dataset, and the signatures of archs, losses and metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from basicsr.models.base_model import BaseModel
+from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.models.sr_model import SRModel
+from basicsr.models.srgan_model import SRGANModel
+from pydantic import BeforeValidator, Field, create_model
+
+from bsr_plugins.data.dataset_options import LoaderOptions
+from bsr_plugins.options.declared import OptionBlock, Whole
+
+MAX_SEED = (1 << 32) - 1
+"""NumPy's greatest seed; every process adds its rank to `manual_seed`."""
+
+MAX_ITERATIONS = 10**12  # of which BasicSR can still say how long they will take
+SET_BY_TRAINER = ("auto_resume", "dist", "is_train", "rank", "root_path", "world_size")
+NETWORK = "network_"
+_OWN = ("basicsr", "bsr_plugins")
+_MAX_PORT = (1 << 16) - 1
+
+Block = dict[Any, Any]
+
+
+def _folder_name(value: object) -> object:
+    if not isinstance(value, str) or value.strip() in ("", ".", "..") or any(sign in value for sign in "/\\\0\n"):
+        raise ValueError("expected the name of a folder")
+    return value
+
+
+def _path(value: object) -> object:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError("expected a path or null")
+    return value
+
+
+def _gpus(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError("expected a whole number at least 0, or auto")
+    return value
+
+
+def _network_names(value: object) -> object:
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("expected a list of networks, as [network_g]")
+    return value
+
+
+def _template(value: object) -> object:
+    if not isinstance(value, str) or "{}" not in value or set("{}") & set(value.replace("{}", "", 1)):
+        raise ValueError("expected text that holds '{}' once, as '{}x4'")
+    return value
+
+
+def _one_folder(value: object) -> object:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError("expected one folder")
+    return value
+
+
+FolderName = Annotated[str, BeforeValidator(_folder_name)]
+PathOrNull = Annotated[str | None, BeforeValidator(_path)]
+OneFolder = Annotated[str | None, BeforeValidator(_one_folder)]
+
+
+class RunOptions(OptionBlock):
+    """Keys at the top of an option file; `x-…` may hold anchors, and `network_…` are the blocks of networks."""
+
+    name: FolderName = Field(description="The run's name, which its folders have.")
+    model_type: str = Field(description="The model's class.")
+    scale: float = Field(1, gt=0, description="How many HR pixels a side there are to an LR pixel.")
+    num_gpu: Annotated[int | str, BeforeValidator(_gpus)] = Field(
+        description="GPUs of this process: 0 for the CPU, `auto` for one where there is one."
+    )
+    manual_seed: Whole | None = Field(
+        None, ge=0, le=MAX_SEED, description="Seed of every draw; drawn itself where it is not given."
+    )
+    datasets: Block = Field(description="The datasets, by phase: `train`, `val…`, `test…`.")
+    path: Block = Field(description="Checkpoints to begin with.")
+    train: Block | None = Field(None, description="Training: needed in a training run.")
+    val: Block | None = Field(None, description="Validation, or testing; needed in a test run.")
+    logger: Block | None = Field(None, description="Logs and checkpoints; needed in a training run.")
+    dist_params: Block | None = Field(None, description="How the processes of slurm find each other.")
+    find_unused_parameters: bool = Field(False, description="Handed to DistributedDataParallel.")
+
+
+class TrainRunOptions(RunOptions):
+    """The same in a training run."""
+
+    train: Block = Field(description="Training.")
+    logger: Block = Field(description="Logs and checkpoints.")
+
+
+class TestRunOptions(RunOptions):
+    """The same in a test run."""
+
+    val: Block = Field(description="Testing.")
+
+
+class PathOptions(OptionBlock):
+    """Keys under `path`; every `network_X` has `pretrain_network_X`, `strict_load_X` and `param_key_X` too."""
+
+    resume_state: PathOrNull = Field(None, description="Training state to go on from.")
+    ignore_resume_networks: Annotated[Any, BeforeValidator(_network_names)] = Field(
+        None, description="Networks that a resumed run does not take from its checkpoint, as `[network_g]`."
+    )
+    experiments_root: PathOrNull = Field(None, description="Set by the trainer.")
+    results_root: PathOrNull = Field(None, description="Set by the trainer.")
+    models: PathOrNull = Field(None, description="Set by the trainer.")
+    training_states: PathOrNull = Field(None, description="Set by the trainer.")
+    log: PathOrNull = Field(None, description="Set by the trainer.")
+    visualization: PathOrNull = Field(None, description="Set by the trainer.")
+
+
+class TrainOptions(OptionBlock):
+    """Keys under `train` that the trainer reads, whatever model is trained."""
+
+    total_iter: Whole = Field(ge=1, le=MAX_ITERATIONS, description="Iterations.")
+    warmup_iter: Whole = Field(-1, ge=-1, description="Iterations in which the learning rate rises; -1 for none.")
+    clip_grad_norm: float | None = Field(None, gt=0, description="Largest norm of a step's gradient.")
+    log_grad_norm: bool = Field(False, description="Whether that norm, before clipping, is logged.")
+    max_nonfinite_steps: Whole = Field(10, ge=1, description="Steps in a row without finite numbers that end the run.")
+
+
+class ValOptions(OptionBlock):
+    """Keys under `val`."""
+
+    save_img: bool = Field(description="Whether images are saved.")
+    val_freq: Whole = Field(5000, ge=1, description="Iterations between validations; needed in a training run.")
+    suffix: str | int | float | None = Field(None, description="Ending of the names of saved images in a test run.")
+    metrics: Block | None = Field(None, description="Metrics by name: `{type: calculate_psnr, crop_border: 4}`.")
+    pbar: bool = Field(False, description="Whether a bar shows the progress.")
+
+
+class TrainValOptions(ValOptions):
+    """The same in a training run."""
+
+    val_freq: Whole = Field(ge=1, description="Iterations between validations.")
+
+
+class MetricOptions(OptionBlock):
+    """Keys of a metric's block that mean the same for all metrics of BasicSR's."""
+
+    better: Literal["higher", "lower"] = Field("higher", description="Which values are better.")
+    crop_border: Whole = Field(0, ge=0, description="Pixels left out on every side.")
+    test_y_channel: bool = Field(False, description="Whether luma alone is compared.")
+    input_order: Literal["HWC", "CHW"] = Field("HWC", description="Order of dimensions; the trainer hands over HWC.")
+
+
+class LoggerOptions(OptionBlock):
+    """Keys under `logger`."""
+
+    print_freq: Whole = Field(ge=1, description="Iterations between lines of the log.")
+    save_checkpoint_freq: Whole = Field(ge=1, description="Iterations between checkpoints.")
+    save_last_n: Whole | None = Field(None, ge=1, description="How many checkpoint sets are kept; all without it.")
+    use_tb_logger: bool = Field(description="Whether TensorBoard is written.")
+    wandb: Block | None = Field(None, description="Weights & Biases, to which TensorBoard is handed on.")
+
+
+class WandbOptions(OptionBlock):
+    """Keys under `logger.wandb`."""
+
+    project: str | None = Field(None, description="The project; null for no use of it.")
+    resume_id: str | None = Field(None, description="The id of a run to go on with.")
+
+
+class DistOptions(OptionBlock):
+    """Keys under `dist_params`."""
+
+    backend: Literal["nccl", "gloo", "mpi"] = Field("nccl", description="How processes talk to each other.")
+    port: Whole | None = Field(None, ge=1, le=_MAX_PORT, description="The port of the first process.")
+
+
+class OptimiserOptions(OptionBlock):
+    """Keys of an optimiser's block under `train`; the others are the class's arguments."""
+
+    type: str = Field(description="The class: `Adam`.")
+    lr: float = Field(ge=0, description="Learning rate.")
+    betas: list[Annotated[float, Field(ge=0, le=1)]] = Field([0.9, 0.999], description="Decay of the two moments.")
+    eps: float = Field(1e-8, ge=0, description="Added to the denominator.")
+    weight_decay: float = Field(0, ge=0, description="Weight of the parameters' squared norm.")
+
+
+class SchedulerOptions(OptionBlock):
+    """Keys of the block `train.scheduler`; which of them are needed depends on its type."""
+
+    type: str = Field(description="`MultiStepLR`, `MultiStepRestartLR` or `CosineAnnealingRestartLR`.")
+    milestones: list[Annotated[Whole, Field(ge=0)]] = Field([], description="Iterations after which it falls.")
+    gamma: float = Field(0.1, ge=0, description="By what factor it falls there.")
+    periods: list[Annotated[Whole, Field(ge=1)]] = Field([], description="Iterations of every period of a cosine.")
+    restarts: list[Annotated[Whole, Field(ge=0)]] = Field([0], description="Iterations at which it begins again.")
+    restart_weights: list[Annotated[float, Field(ge=0)]] = Field([1], description="Its factor from there on.")
+    eta_min: float = Field(0, ge=0, description="The least learning rate of a cosine.")
+
+
+class LossOptions(OptionBlock):
+    """Keys of a loss's block that mean the same for all losses of BasicSR's and ours."""
+
+    loss_weight: float = Field(1, description="Factor on the loss.")
+
+
+class SRTrainOptions(OptionBlock):
+    """Keys under `train` that BasicSR's `SRModel` reads."""
+
+    ema_decay: float = Field(0, ge=0, le=1, description="Decay of the average of `network_g`; 0 for none.")
+    optim_g: Block | None = Field(None, description="Optimiser of `network_g`.")
+    scheduler: Block | None = Field(None, description="Schedule of the learning rate.")
+    pixel_opt: Block | None = Field(None, description="Loss between SR and HR images.")
+    perceptual_opt: Block | None = Field(None, description="Perceptual loss between SR and HR images.")
+
+
+class GANTrainOptions(SRTrainOptions):
+    """Keys under `train` that BasicSR's `SRGANModel` reads."""
+
+    optim_d: Block | None = Field(None, description="Optimiser of `network_d`.")
+    gan_opt: Block | None = Field(None, description="Adversarial loss.")
+    ldl_opt: Block | None = Field(None, description="Loss of locally discriminative learning.")
+    net_d_iters: Whole = Field(1, ge=1, description="Steps of `network_d` to one of `network_g`.")
+    net_d_init_iters: Whole = Field(0, ge=0, description="Steps of `network_d` before the first of `network_g`.")
+
+
+class DatasetOptions(LoaderOptions):
+    """Keys of the block of any dataset."""
+
+    name: str | int = Field(description="What the dataset is called.")
+    phase: str = Field("", description="Set by the trainer, from the block's key.")
+    scale: float = Field(1, description="Set by the trainer, from `scale`.")
+
+
+class TrainDatasetOptions(DatasetOptions):
+    """The same of the training dataset."""
+
+    batch_size_per_gpu: Whole = Field(ge=1, description="Items of a batch, of every process.")
+    num_worker_per_gpu: Whole = Field(ge=0, le=1024, description="Worker processes that load, of every process.")
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error", description="Whether a bad image ends the run, or another image takes its place."
+    )
+
+
+class WholeDatasetOptions(DatasetOptions):
+    """The same of a dataset to validate or test on."""
+
+    name: FolderName = Field(description="What the dataset, and the folder of its results, are called.")
+
+
+class StockDatasetOptions(OptionBlock):
+    """What the option files of BasicSR's datasets have; not all of these read all of it."""
+
+    dataroot_gt: OneFolder = Field(None, description="Folder or LMDB of HR images.")
+    dataroot_lq: OneFolder = Field(None, description="Folder or LMDB of LR images.")
+    dataroot_flow: OneFolder = Field(None, description="Folder of optical flow.")
+    meta_info_file: PathOrNull = Field(None, description="File that lists the images.")
+    filename_tmpl: Annotated[str, BeforeValidator(_template)] = Field("{}", description="Names of LR images.")
+    io_backend: Any = Field({"type": "disk"}, description="Where images are stored.")
+    gt_size: Whole | None = Field(None, ge=1, description="Side of HR patches in pixels.")
+    use_hflip: bool = Field(False, description="Whether images are mirrored.")
+    use_rot: bool = Field(False, description="Whether images are turned.")
+    color: str | None = Field(None, description="`y` for luma alone.")
+    interval_list: list[int] = Field([1], description="Steps between the frames of a clip.")
+
+
+STOCK_MODELS: dict[Any, type[OptionBlock]] = {
+    SRModel: SRTrainOptions,
+    SRGANModel: GANTrainOptions,
+    ESRGANModel: GANTrainOptions,
+}
+"""Models of BasicSR, and what declares their keys under `train`."""
+
+
+def is_own(kind: Any) -> bool:
+    """Whether a class is BasicSR's or this package's, whose blocks are known to be what their names say."""
+    return (getattr(kind, "__module__", "") or "").partition(".")[0] in _OWN
+
+
+def stock_optimisers(model: Any) -> bool:
+    """Whether a model makes its optimisers and schedules as BasicSR does."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return False
+    return all(getattr(model, name) is getattr(BaseModel, name) for name in ("get_optimizer", "setup_schedulers"))
+
+
+def declared_by(model: Any) -> tuple[list[type[OptionBlock]], list[type[OptionBlock]]]:
+    """Return what declares a model's keys at the top of the file, and those under `train`."""
+    stock = next((STOCK_MODELS[kind] for kind in getattr(model, "__mro__", ()) if kind in STOCK_MODELS), None)
+    top, train = getattr(model, "Options", None), getattr(model, "TrainOptions", None)
+    return [top] if top else [], [kind for kind in (train, stock) if kind]
+
+
+def is_closed(model: Any) -> bool:
+    """Whether all keys that a model reads are declared, so that any other one is a fault."""
+    return model in STOCK_MODELS or (is_own(model) and hasattr(model, "TrainOptions"))
+
+
+def path_options(options: Mapping[str, Any]) -> type[OptionBlock]:
+    """Return what declares the block `path` for the networks that there are."""
+    fields: dict[str, Any] = {}
+    for key in {f"{NETWORK}g", *options}:
+        if isinstance(key, str) and key.startswith(NETWORK):
+            letter = key.removeprefix(NETWORK)
+            fields[f"pretrain_{key}"] = (PathOrNull, Field(None, description="Weights that the network begins with."))
+            fields[f"strict_load_{letter}"] = (bool, Field(True, description="Whether they have to fit it wholly."))
+            fields[f"param_key_{letter}"] = (str | None, Field("params", description="Where they are in the file."))
+    made: type[OptionBlock] = create_model("PathOptions", __base__=PathOptions, **fields)
+    return made
