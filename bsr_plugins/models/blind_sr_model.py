@@ -23,8 +23,10 @@ from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.losses import AlignmentLoss, RepresentationLoss
 from bsr_plugins.models.alignment import check_alignment, first_half, join, tapped_generator
 from bsr_plugins.models.loss_kinds import check_batch, check_image_loss, check_loss_kind
+from bsr_plugins.models.step_guard import StepGuard, StepGuardOptions
 from bsr_plugins.models.whole_batch_model import WholeBatchModel
 from bsr_plugins.models.window_padding import super_resolve
+from bsr_plugins.options.declared import read_block
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch
 
@@ -125,6 +127,9 @@ class BlindSRModel(WholeBatchModel):
 
     def init_training_settings(self) -> None:
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
+        train_opt = {key: self.opt["train"][key] for key in StepGuardOptions.model_fields if key in self.opt["train"]}
+        self.guard = StepGuard(read_block(StepGuardOptions, train_opt, "train"))
+        self.step_made = True
         self.degradation = self._build_degradation()
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
         self.build_losses()
@@ -195,6 +200,7 @@ class BlindSRModel(WholeBatchModel):
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         """Take a batch: `lq` (and `gt`), or only HR views `gt`, shape (B, V, 3, H, W), to be degraded here."""
+        self.files = {key: data[key] for key in ("gt_path", "lq_path") if key in data}
         if "lq" in data:
             super().feed_data(data)
         else:
@@ -204,12 +210,16 @@ class BlindSRModel(WholeBatchModel):
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
         self.current_iter = current_iter
         self.figures: dict[str, Tensor] = {}
+        self.guard.begin([self.net_g, *self.training_networks.values()])
         self.alignment_losses: dict[str, Tensor] = {}
         if self.degradation is not None:
             self.prepare_batch(*self.degrade(self.gt_views))
         losses = self.compute_losses()
         losses |= self.alignment_losses
         self.take_step(losses)
+        if not self.step_made:
+            self.log_dict = getattr(self, "log_dict", {})
+            return
         self.after_step()
         self.log_dict = self.reduce_loss_dict({name: value.detach() for name, value in (losses | self.figures).items()})
 
@@ -316,9 +326,19 @@ class BlindSRModel(WholeBatchModel):
         self.optimizer_g.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         self.after_backward()
+        parameters = [p for group in self.optimizer_g.param_groups for p in group["params"]]
+        self.step_made = self.guard.passes(self.current_iter, losses, parameters, self._describe)
+        if not self.step_made:
+            self.optimizer_g.zero_grad()
+            return
         self.optimizer_g.step()
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def _describe(self) -> str:
+        parts = [f"{key} {', '.join(names)}" for key, names in self.files.items()]
+        drawn = " ".join(self.describe_degradation().split())
+        return "; ".join([*parts, *([f"degraded by {drawn}"] if drawn else [])]) or "files unknown"
 
     def after_backward(self) -> None:
         """Change gradients before they are used; here nothing is changed."""
