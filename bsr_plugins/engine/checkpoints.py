@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, nn
 
 from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder, unused
 from bsr_plugins.blocks import integer
-from bsr_plugins.engine.checkpoint_contents import caught, own_methods, plain
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
-from bsr_plugins.engine.checkpoint_sets import SUPERSEDED, RunFolders
+from bsr_plugins.engine.checkpoint_sets import NETWORK_LABEL, SUPERSEDED, RunFolders
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 
 _LATEST = -1  # what BasicSR's models take for the epoch and the iteration of the networks at the end
-_PREFIX = "net_"
+_WRITERS = ("save_network", "save_training_state")
 
 
 class CheckpointStore:
     """Writes the checkpoints of a run, on rank 0: sets to resume from, and the networks at the end.
 
-    What is saved is the model's own affair, whichever it is: its `save` runs, and what it gives to BasicSR's
-    `save_network` and `save_training_state` is written here. All files of a set are first written under other names and
-    forced to the disk, then renamed, the training state last, so that a set is there whole or not at all, and a full
-    disk is met before anything has been touched. Files have BasicSR's names and contents, and what they belong to under
-    the key `bsr_plugins` besides.
+    Any model decides itself what is saved: its `save` runs, and what it gives to BasicSR's `save_network` and
+    `save_training_state` is written here. All files of a set are first written under other names and forced to the
+    disk, then renamed, the training state last, so that a set is there whole or not at all, and a full disk is met
+    before anything has been touched. Files have BasicSR's names and contents, and the key `bsr_plugins`, which says
+    what they belong to.
 
     Args:
         folders: Where to write; they exist. What killed writers have left there is removed.
@@ -62,7 +65,7 @@ class CheckpointStore:
             model: The model.
             epoch: What `epoch` in the training state is.
             iteration: The iteration that has been done last.
-            extras: What the run has to remember besides; numbers (NumPy's too), text, tensors and containers of these.
+            extras: What else the run has to remember; numbers (NumPy's too), text, tensors and containers of these.
 
         Raises:
             BSRError: A file cannot be written, and earlier sets are intact; or the model keeps what could not be read
@@ -71,13 +74,11 @@ class CheckpointStore:
         if not self._writes:
             model.save(epoch, iteration)
             return
-        with self._staging(iteration) as staged:
-            with caught(model, staged):
-                model.save(epoch, iteration)
-            staged.stage_state(plain(dict(extras)))
+        with self._staging(model, iteration) as staged:
+            model.save(epoch, iteration)
+            staged.stage_state(_plain(dict(extras)))
             self._check_first(model, staged)
-        if self._keep is not None:
-            self._remove_old(self._keep, iteration, staged.labels)
+        self.remove_old(iteration, staged.labels)
 
     def save_latest(self, model: BaseModel, iteration: int) -> None:
         """Save the networks as `net_*_latest.pth`, from which nothing is resumed.
@@ -94,7 +95,7 @@ class CheckpointStore:
         if not self._writes:
             model.save(_LATEST, _LATEST)
             return
-        with self._staging(iteration) as staged, caught(model, staged):
+        with self._staging(model, iteration):
             model.save(_LATEST, _LATEST)
 
     def set_aside_newer(self, iteration: int) -> list[Path]:
@@ -107,10 +108,8 @@ class CheckpointStore:
             BSRError: One cannot be renamed.
         """
         newer = sorted((n, file) for n, file in self._folders.saved_states().items() if n > iteration)
-        if not self._writes:
-            return []
         aside = []
-        for _, file in newer:
+        for _, file in newer if self._writes else ():
             try:
                 aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{SUPERSEDED}"))))
             except OSError as error:
@@ -118,11 +117,12 @@ class CheckpointStore:
         return aside
 
     @contextmanager
-    def _staging(self, iteration: int) -> Iterator[_StagedSet]:
-        """Have the files of a set written, and give them their names if all goes well."""
+    def _staging(self, model: BaseModel, iteration: int) -> Iterator[_StagedSet]:
+        """Have the files that a model saves written, and give them their names if all goes well."""
         staged = _StagedSet(self._folders, self._identity, iteration)
         try:
-            yield staged
+            with _caught(model, staged):
+                yield staged
             staged.commit()
         except BaseException:
             staged.discard()
@@ -133,19 +133,28 @@ class CheckpointStore:
         if self._checked:
             return
         name, logger = type(model).__name__, get_root_logger()
-        own = own_methods(model)
-        for method in own:
-            logger.warning(f"{name} has a {method} of its own: what it writes may be broken where the run is killed.")
-        if staged.state is None and "save_training_state" not in own:
+        for method in staged.left_alone:
+            logger.warning(f"{name} defines {method}: what it writes may be broken where the run is killed.")
+        if staged.state is None and "save_training_state" not in staged.left_alone:
             logger.warning(f"{name} saves no training state: its runs cannot be resumed.")
         for file in staged.files:
             load_safely(file.temporary, f"{file.file}: what {name} keeps")
         self._checked = True
 
-    def _remove_old(self, keep: int, iteration: int, labels: Iterable[str]) -> None:
-        """Remove the sets before the last `keep`, each state before its networks, and what is left of such sets."""
+    def remove_old(self, iteration: int, labels: Iterable[str] = ()) -> None:
+        """Remove the sets before the last ones to keep, each state before its networks, and what is left of such sets.
+
+        Args:
+            iteration: That of the set saved last; what is ahead of it stays.
+            labels: The labels of networks that do not begin with `net_`.
+
+        Raises:
+            BSRError: A file cannot be removed.
+        """
+        if self._keep is None or not self._writes:
+            return
         states = {n: file for n, file in self._folders.saved_states().items() if n <= iteration and file.is_file()}
-        old = sorted(states)[:-keep]
+        old = sorted(states)[: -self._keep]
         for n in old:
             remove(states[n])
         if old:
@@ -158,10 +167,11 @@ class CheckpointStore:
                 continue
             for file in files:
                 label = file.stem.rpartition("_")[0]
-                if file.is_file() and (label in labels or label.startswith(_PREFIX)) and (n in old or self._owns(file)):
+                ours = label in labels or label.startswith(NETWORK_LABEL)
+                if ours and file.is_file() and (n in old or self._is_of_this_run(file)):
                     remove(file)
 
-    def _owns(self, file: Path) -> bool:
+    def _is_of_this_run(self, file: Path) -> bool:
         """Tell whether this run has written a network's file to which there is no state."""
         if file in self._foreign:
             return False
@@ -169,10 +179,10 @@ class CheckpointStore:
             belongs = load_safely(file, str(file)).get(KEY)
         except (BSRError, AttributeError):  # no checkpoint, or no mapping
             belongs = None
-        owned = isinstance(belongs, Mapping) and belongs.get("run_id") == self._identity.run_id
-        if not owned:
+        is_ours = isinstance(belongs, Mapping) and belongs.get("run_id") == self._identity.run_id
+        if not is_ours:
             self._foreign.add(file)
-        return owned
+        return is_ours
 
 
 class _StagedSet:
@@ -184,6 +194,7 @@ class _StagedSet:
         self._content: dict[str, Any] | None = None
         self.labels: set[str] = set()
         self.state: StagedFile | None = None
+        self.left_alone: list[str] = []
 
     @property
     def files(self) -> list[StagedFile]:
@@ -239,3 +250,68 @@ def _is_there(staged: StagedFile) -> bool:
         return there and fingerprint(staged.file) == staged.fingerprint
     except OSError:  # it cannot be read, so it is replaced
         return False
+
+
+@contextmanager
+def _caught(model: BaseModel, staged: _StagedSet) -> Iterator[None]:
+    """Stage what a model hands to BasicSR's `save_network` and `save_training_state`, instead of its being written.
+
+    Methods that the model defines in place of these stay, and are named in `staged.left_alone`.
+    """
+
+    def save_network(
+        net: nn.Module | list[nn.Module], net_label: str, current_iter: int, param_key: str | list[str] = "params"
+    ) -> None:
+        iteration = "latest" if current_iter == _LATEST else str(current_iter)
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        weights = {key: _weights(model.get_bare_model(one)) for one, key in zip(nets, keys, strict=True)}
+        staged.take_network(f"{net_label}_{iteration}.pth", net_label, weights)
+
+    def save_training_state(epoch: int, current_iter: int) -> None:
+        if current_iter != _LATEST:
+            optimizers, schedulers = (
+                [one.state_dict() for one in all_] for all_ in (model.optimizers, model.schedulers)
+            )
+            content = {"epoch": epoch, "iter": current_iter, "optimizers": optimizers, "schedulers": schedulers}
+            staged.take_state(_plain(content))
+
+    kind = type(model)
+    staged.left_alone = [
+        name for name in _WRITERS if name in vars(model) or getattr(kind, name, None) is not getattr(BaseModel, name)
+    ]
+    functions: dict[str, Callable[..., None]] = dict(zip(_WRITERS, (save_network, save_training_state), strict=True))
+    replaced = {name: function for name, function in functions.items() if name not in staged.left_alone}
+    vars(model).update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            del vars(model)[name]
+
+
+def _plain(value: Any) -> Any:
+    """Copy containers, with tensors moved to the CPU and NumPy's numbers made Python's, which load safely."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # of the same kind: schedulers count with theirs
+        for key, inner in value.items():
+            copied[key] = _plain(inner)
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(_plain(inner) for inner in value)
+    return value
+
+
+def _weights(network: nn.Module) -> OrderedDict[str, Any]:
+    """Return a network's weights on the CPU, without the prefix that a wrapper gives their names."""
+    state = network.state_dict()
+    weights = OrderedDict(
+        (name.removeprefix("module."), value.cpu() if isinstance(value, Tensor) else value)
+        for name, value in state.items()
+    )
+    vars(weights).update(vars(state))  # the versions of the modules
+    return weights

@@ -12,7 +12,6 @@ from basicsr.models.srgan_model import SRGANModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
-from bsr_plugins.engine.checkpoint_sets import Found, use_networks, wanted_networks
 from bsr_plugins.engine.faults import Faults
 from bsr_plugins.engine.image_sizes import Found as FoundImages
 from bsr_plugins.engine.named_blocks import model_class, registered
@@ -20,7 +19,6 @@ from bsr_plugins.engine.pretrained import check_weights
 from bsr_plugins.engine.trial import build_network, check_output, grey_image, memory_bytes, run_on_trial
 from bsr_plugins.errors import OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel
-from bsr_plugins.random_states import random_states_kept
 
 _TRIAL_SIDE = 48  # of LR images where the options do not tell it
 _LARGEST_SIDE = 128
@@ -58,30 +56,6 @@ def check_networks(opt: Mapping[str, Any], needed: Iterable[str], faults: Faults
         with faults.noted("network_d"):
             _check_discriminator(networks["network_d"], opt)
     return {key: network for key, network in networks.items() if faults.free((key,))}
-
-
-def check_set(opt: Mapping[str, Any], found: Found) -> None:
-    """Check that the networks of a checkpoint set are those that a run is to go on with.
-
-    Args:
-        opt: The run's options.
-        found: The set.
-
-    Raises:
-        BSRError: They are not, or the set lacks one.
-    """
-    resumed = {**opt, "path": dict(opt["path"])}
-    use_networks(resumed, found)
-    with random_states_kept():
-        for name in wanted_networks(opt):
-            key, resumed["path"][f"strict_load_{name}"] = f"network_{name}", True  # a set is whole
-            try:
-                check_weights(key, _build(key, opt), resumed["path"])
-            except OptionError as error:
-                raise OptionError(
-                    f"{found.file}: its networks are not those of the options ({error}), expected the options that it "
-                    "was saved with"
-                ) from error
 
 
 def _check_discriminator(network: nn.Module, opt: Mapping[str, Any]) -> None:

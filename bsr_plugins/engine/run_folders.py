@@ -18,58 +18,47 @@ from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
 
 from bsr_plugins.atomic_file import unused, write_atomically
-from bsr_plugins.engine.run_options import Run
 from bsr_plugins.errors import BSRError, line_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from bsr_plugins.options.preflight import Prepared
 
 _TRAINING = ("models", "training_states", "log", "visualization")
 _TESTING = ("log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 
 
-def make_folders(run: Run, root_path: str, fresh: bool) -> None:
-    """Make the folders of a run, on rank 0, and put the copy of its options there.
+def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
+    """Make the folders of a run, and put the copy of its options there; to be called on rank 0.
 
     Args:
-        run: The run's options.
+        prepared: The run.
         root_path: Where `experiments/`, `results/` and `tb_logger/` are.
         fresh: Whether the run begins here; what an earlier one of its name has left is then moved out of the way.
 
     Raises:
         BSRError: They cannot be made.
     """
-    if run.opt["rank"] != 0:
-        return
+    opt, training = prepared.opt, prepared.opt["is_train"]
+    root = Path(opt["path"]["experiments_root" if training else "results_root"])
     try:
-        _make_folders(run, root_path, fresh)
+        if fresh:
+            _archive(root)
+            if training and opt["logger"].get("use_tb_logger"):
+                _archive(_tensorboard_folder(root_path, opt))
+        for key in _TRAINING if training else _TESTING:
+            Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
-
-
-def _make_folders(run: Run, root_path: str, fresh: bool) -> None:
-    opt = run.opt
-    training = opt["is_train"]
-    root = Path(opt["path"]["experiments_root" if training else "results_root"])
-    if fresh:
-        _archive(root)
-        if training and _logs_to_tensorboard(opt):
-            _archive(tensorboard_folder(root_path, opt))
-    for key in _TRAINING if training else _TESTING:
-        Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     if training:
         header = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {shlex.join(sys.argv)}\n\n"
-        write_atomically(root / run.file.name, header.encode() + run.resolved)
-
-
-def tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's TensorBoard events."""
-    return Path(root_path) / "tb_logger" / str(opt["name"])
+        write_atomically(root / prepared.file.name, header.encode() + prepared.resolved)
 
 
 class RunLog:
-    """The log of a run: BasicSR's logger with a file of its own, and TensorBoard and wandb as the options say.
+    """The log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
 
     As a context manager it closes them, and puts what has ended the run into the file: an error's line, or the
     traceback of an unexpected one.
@@ -83,7 +72,7 @@ class RunLog:
 
     def __init__(self, opt: Mapping[str, Any], kind: str, root_path: str, start: int = 0) -> None:
         self.logger = get_root_logger()
-        # Whoever asked for the logger first, as an arch may do that is built for trial, has it made without a file.
+        # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
         self.logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
         self._file: logging.FileHandler | None = None
         if opt["rank"] == 0:
@@ -94,10 +83,16 @@ class RunLog:
         self.logger.info(get_env_info())
         self.logger.info(dict2str(opt))
         self.tensorboard: SummaryWriter | None = None
-        if kind == "train" and opt["rank"] == 0 and _logs_to_tensorboard(opt):
+        if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
             if (opt["logger"].get("wandb") or {}).get("project") is not None:
                 init_wandb_logger(opt)  # before TensorBoard, which it follows
-            self.tensorboard = _writer(tensorboard_folder(root_path, opt), start)
+            self.tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
+
+    def take_over(self, prepared: Prepared) -> None:
+        """Log what could not be logged while the run was prepared."""
+        prepared.replay(self.logger)
+        for warning in prepared.warnings:
+            self.logger.warning(warning)
 
     def __enter__(self) -> RunLog:
         return self
@@ -109,7 +104,7 @@ class RunLog:
             self._record(line_of(error))
         elif isinstance(error, Exception):
             self._record("".join(traceback.format_exception(kind, error, trace)))
-        with suppress(OSError):  # on a full disk, of which another error tells
+        with suppress(OSError):  # on a full disk, which another error reports
             if self.tensorboard is not None:
                 self.tensorboard.close()
         if self._file is not None:
@@ -123,8 +118,8 @@ class RunLog:
             self._file.handle(self.logger.makeRecord(self.logger.name, logging.ERROR, __file__, 0, text, (), None))
 
 
-def _logs_to_tensorboard(opt: Mapping[str, Any]) -> bool:
-    return bool(opt["logger"].get("use_tb_logger"))
+def _tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
+    return Path(root_path) / "tb_logger" / str(opt["name"])
 
 
 def _writer(folder: Path, start: int) -> SummaryWriter:
@@ -132,7 +127,7 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     class Writer(SummaryWriter):
-        """Tells of a disk that takes no more, which its thread has met before."""
+        """Reports a disk that takes no more, which its thread has met before."""
 
         def add_scalar(self, *args: Any, **settings: Any) -> None:
             try:

@@ -24,7 +24,7 @@ from bsr_plugins.engine.known_keys import check_keys
 from bsr_plugins.engine.named_blocks import check_named_blocks, model_class, registered
 from bsr_plugins.engine.overrides import apply_overrides
 from bsr_plugins.engine.preflight import check_run
-from bsr_plugins.engine.ranks import Ranks
+from bsr_plugins.engine.ranks import of_first
 from bsr_plugins.engine.schema import check_schema
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
 
@@ -203,7 +203,7 @@ def _start(opt: dict[str, Any], arguments: Arguments) -> None:
         init_dist(arguments.launcher, **params)
     opt["rank"], opt["world_size"] = get_dist_info()
     if opt["manual_seed"] is None:
-        opt["manual_seed"] = Ranks(opt["dist"]).of_first(partial(_drawn_seed, opt))
+        opt["manual_seed"] = of_first(partial(_drawn_seed, opt))
     for dataset in opt["datasets"].values():
         if issubclass(registered(DATASET_REGISTRY, dataset["type"]), PairedDegradationDataset):
             dataset.setdefault("seed", opt["manual_seed"])

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from basicsr.models import build_model
 
 from bsr_plugins.engine.loading import build_val_loaders
-from bsr_plugins.engine.ranks import Ranks
+from bsr_plugins.engine.ranks import of_first
 from bsr_plugins.engine.run_folders import RunLog, make_folders
-from bsr_plugins.engine.run_options import read_run
 from bsr_plugins.engine.validation import validate
+from bsr_plugins.options.preflight import prepare
 
 
 def test_pipeline(root_path: str) -> None:
-    """Test as the command line's option file says, like `basicsr.test.test_pipeline`.
+    """Test as the option file of the command line says, like `basicsr.test.test_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …` besides.
+    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`.
 
     Args:
         root_path: Folder in which `results/` is made.
@@ -26,19 +25,18 @@ def test_pipeline(root_path: str) -> None:
         BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
             to be unusable during the run.
     """
-    run = read_run(root_path, is_train=False)
-    if run.only_check:
-        return
-    opt, ranks = run.opt, Ranks(run.opt["dist"])
     torch.backends.cudnn.benchmark = True
-    make_folders(run, root_path, fresh=True)
-    ranks.barrier()
+    prepared = prepare(root_path, is_train=False, resume=None)
+    if prepared.only_check:
+        return
+    opt = prepared.opt
+    of_first(lambda: make_folders(prepared, root_path, fresh=True))
     with RunLog(opt, "test", root_path) as log:
-        loaders = build_val_loaders(opt)
+        log.take_over(prepared)
+        loaders = build_val_loaders(opt, prepared.datasets)
         datasets: list[Any] = [loader.dataset for loader in loaders]
         for dataset in datasets:
             log.logger.info(f"Number of test images in {dataset.opt['name']}: {len(dataset)}")
-        model = build_model(opt)
         for loader, dataset in zip(loaders, datasets, strict=True):
             log.logger.info(f"Testing {dataset.opt['name']}...")
-            validate(model, loader, opt["name"], None, opt["val"]["save_img"])
+            validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"])

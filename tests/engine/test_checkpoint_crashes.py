@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, newest_complete
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, newest_complete
 from bsr_plugins.errors import BSRError
 from tests.engine.tiny_training import (
     KEY,
@@ -49,7 +49,7 @@ def change(model: Any, value: float) -> None:
     model.net_d.conv9.bias.data.fill_(value)
 
 
-def newest(opt: Options) -> Found:
+def newest(opt: Options) -> CheckpointSet:
     """Find the newest set, none being broken, and check that it belongs together."""
     search = newest_complete(RunFolders.of(opt["path"]), ["g", "d"])
     found = search.found

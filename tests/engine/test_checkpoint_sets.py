@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsr_plugins.engine.checkpoint_identity import Identity, check_identity
+from bsr_plugins.engine.checkpoint_identity import Identity
 from bsr_plugins.engine.checkpoint_sets import (
-    Found,
+    CheckpointSet,
     RunFolders,
     Search,
     find_set,
@@ -61,7 +61,7 @@ def search(root: Path, *wanted: str) -> Search:
     return newest_complete(RunFolders(root / "models", root / "training_states"), wanted or ("g",))
 
 
-def only(root: Path) -> Found:
+def only(root: Path) -> CheckpointSet:
     found, passed_over = search(root)
     assert found is not None
     assert passed_over == []
@@ -92,8 +92,8 @@ def test_a_set_of_basicsr_is_taken_for_what_it_is(root: Path) -> None:
     found = only(root)
     assert (found.iteration, found.identity, found.extras) == (2, None, {})
     assert found.networks == {"g": root / "models" / "net_g_2.pth"}
-    (line,) = check_identity(found, identity_of(tiny_options(root)))
-    assert line.startswith("2.state is BasicSR's own")
+    (line,) = identity_of(tiny_options(root)).remarks_on(found.file.name, found.identity)
+    assert line.startswith("2.state is BasicSR's, which keeps less")
 
 
 @pytest.mark.parametrize("folder", ["training_states", "models", "."])
@@ -356,7 +356,8 @@ def test_why_a_resume_is_not_exact(root: Path) -> None:
     opt, found = tiny_options(root), only(root)
 
     def lines(num_samples: int = 10, **changes: Any) -> list[str]:
-        return check_identity(found, Identity.of({**copy.deepcopy(opt), **changes}, num_samples))
+        identity = Identity.of({**copy.deepcopy(opt), **changes}, num_samples)
+        return identity.remarks_on(found.file.name, found.identity)
 
     assert lines() == []
     train_opt, train_set = opt["train"], opt["datasets"]["train"]

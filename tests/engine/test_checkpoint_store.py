@@ -275,7 +275,7 @@ def test_own_ways_of_writing_stay_with_a_warning(
     model, store = Own({**opt, "train": {**opt["train"], "ema_decay": 0}}), make_store(opt)
     for iteration in (1, 2):
         store.save(model, 0, iteration, {})
-    assert capfd.readouterr().err.count("WARNING: Own has a save_network of its own") == 1
+    assert capfd.readouterr().err.count("WARNING: Own defines save_network: what it writes may be broken") == 1
     assert load(tmp_path / "models" / "net_g_2.pth") == {"params": {}}
     found = newest_complete(RunFolders.of(opt["path"]), ["g"]).found
     assert found is not None

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from bsr_plugins.engine.loading import build_train_loader
-from tests.engine.loading_cases import BATCH, BATCHES, Batch, options, paired, rest_of_epoch
+from tests.engine.loading_cases import BATCH, BATCHES, Batch, options, paired, rest_of_epoch, train_loader
 
 
 class Interpreter:
@@ -43,7 +42,7 @@ class Interpreter:
 
 
 def load_and_wait(opt: Batch, wait: Callable[[], Any], tell: Callable[..., Any], fail: bool = False) -> None:
-    loader = build_train_loader(opt)
+    loader = train_loader(opt)
     loader.start(0)
     batches = [loader.next()]
     tell(*(child.pid for child in multiprocessing.active_children()))
@@ -131,7 +130,7 @@ def test_workers_end_when_their_process_is_killed(changes: Batch, forked: Callab
 def test_workers_begin_with_signals_held_back(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SIGTERM to all processes finds a worker that has just begun."""
     monkeypatch.setattr(signal, "signal", _term_first(signal.signal))
-    loader = build_train_loader(options(paired, pair_folder, 1))
+    loader = train_loader(options(paired, pair_folder, 1))
     loader.start(0)
     assert len(rest_of_epoch(loader)) == BATCHES
     loader.close()

@@ -1,0 +1,146 @@
+"""Watches the steps of models without a step guard: clips, logs norms, ends the run where a number is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from bsr_plugins.engine.ranks import any_rank, gather
+from bsr_plugins.models.step_guard import NonFiniteError, StepGuard
+
+_FILE_KEYS = ("gt_path", "lq_path")
+_LOSS = "l_"  # how the names of losses begin in the logs of BasicSR's models
+
+
+class Guard(Protocol):
+    """What the loop asks the guard of a model's steps."""
+
+    @property
+    def skipped_total(self) -> int:
+        """How many steps were skipped since the run began."""
+
+    def figures(self) -> dict[str, float]:
+        """Return what to log with the last step."""
+
+    def state(self) -> dict[str, int]:
+        """Return counts for a checkpoint."""
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on from counts that `state` gave."""
+
+
+class _Report(NamedTuple):
+    """What one rank has to say of a step; a loss that is not finite on one makes the gradients of all ranks so."""
+
+    losses: list[str]
+    gradients: list[str]
+    files: str
+
+
+class StepWatch:
+    """Makes the steps of a model that does not guard them, and ends the run at the first number that is not finite.
+
+    Before each of `model.optimizers` steps, its total gradient norm is taken, and gradients are clipped as by
+    `clip_grad_norm_` if asked. After `optimize_parameters` the norms, and the losses in `model.log_dict` (`l_…`), have
+    to be finite. The step is made by then, so the run cannot go on from its weights.
+
+    Args:
+        model: The model, built for training. `train.clip_grad_norm` (the largest norm, above 0) and
+            `train.log_grad_norm` are read from its options.
+    """
+
+    skipped_total = 0
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._clip: float | None = model.opt["train"].get("clip_grad_norm")
+        self._logs: bool = model.opt["train"].get("log_grad_norm", False)
+        self._norms: list[tuple[int, Tensor]] = []
+
+    def step(self, iteration: int, batch: Mapping[str, Any]) -> None:
+        """Call `model.optimize_parameters(iteration)`; the model has its data already. All ranks call it.
+
+        Args:
+            iteration: The iteration, from 1.
+            batch: The data; its `gt_path` and `lq_path` are named if a number is not finite.
+
+        Raises:
+            NonFiniteError: A loss or a gradient norm is not finite on some rank.
+        """
+        self._norms = []
+        with ExitStack() as hooks:
+            for index, optimiser in enumerate(self._model.optimizers):
+                hooks.callback(optimiser.register_step_pre_hook(partial(self._take_norm, index)).remove)
+            self._model.optimize_parameters(iteration)
+        self._check(iteration, batch)
+
+    def figures(self) -> dict[str, float]:
+        """Return the gradient norms of the last step before clipping, if they are to be logged.
+
+        They are `grad_norm`, or `grad_norm_0`, `grad_norm_1` … of several optimisers, of those that stepped.
+        """
+        if not self._logs:
+            return {}
+        alone = len(self._model.optimizers) == 1
+        return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in self._norms}
+
+    def state(self) -> dict[str, int]:
+        """Return counts for a checkpoint; there are none."""
+        return {}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Go on from a checkpoint's counts; nothing is counted here."""
+
+    def _take_norm(self, index: int, optimiser: Optimizer, _args: object, _kwargs: object) -> None:
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self._clip is not None:
+            clip_grads_with_norm_(parameters, self._clip, norm)
+        self._norms.append((index, norm))
+
+    def _check(self, iteration: int, batch: Mapping[str, Any]) -> None:
+        logged = getattr(self._model, "log_dict", {})
+        losses = [f"{name} is {value}" for name, value in logged.items() if name.startswith(_LOSS) and _is_bad(value)]
+        norms = torch.stack([norm.double() for _, norm in self._norms]).tolist() if self._norms else []
+        gradients = [
+            f"the gradient norm of optimizers[{index}] is {norm}"
+            for (index, _), norm in zip(self._norms, norms, strict=True)
+            if _is_bad(norm)
+        ]
+        if not any_rank(bool(losses or gradients)):
+            return
+        files = "; ".join(f"{key} {_listed(batch[key])}" for key in _FILE_KEYS if key in batch)
+        reports = gather(_Report(losses, gradients, files or "files unknown"))
+        at_fault = [rank for rank, report in enumerate(reports) if report.losses]
+        at_fault = at_fault or [rank for rank, report in enumerate(reports) if report.gradients]
+        lines = [
+            f"{', '.join(reports[rank].losses + reports[rank].gradients)}; {reports[rank].files}" for rank in at_fault
+        ]
+        if len(reports) > 1:
+            lines = [f"rank {rank}: {line}" for rank, line in zip(at_fault, lines, strict=True)]
+        raise NonFiniteError(
+            f"iteration {iteration}: {' | '.join(lines)}; expected finite losses and gradients: look at these images, "
+            "lower train.optim_*.lr, or set train.clip_grad_norm"
+        )
+
+
+def guard_of(model: Any) -> Guard:
+    """Return the guard that a model has, or one that watches it."""
+    guard = getattr(model, "guard", None)
+    return guard if isinstance(guard, StepGuard) else StepWatch(model)
+
+
+def _is_bad(value: Any) -> bool:
+    return not math.isfinite(float(value))
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
