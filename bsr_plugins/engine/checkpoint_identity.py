@@ -6,28 +6,26 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from bsr_plugins.errors import BSRError
+from pydantic import ConfigDict, Field
+
+from bsr_plugins.options.declared import OptionBlock
 
 KEY = "bsr_plugins"
 """Where a checkpoint file says what it belongs to, next to BasicSR's keys."""
 
 _VERSION = 1
 _DIGEST_BYTES = 16
-_LOADER_KEYS = {
-    "name", "num_prefetch_queue", "num_worker_per_gpu", "persistent_workers", "pin_memory", "prefetch_mode",
-}  # fmt: skip
 _COMPARED_ALONE = {"manual_seed", "num_gpu", "world_size"}
 _LEFT_OUT = {
     "": {"auto_resume", "dist", "dist_params", "is_train", "logger", "name", "path", "rank", "root_path", "val"},
     "train": {"total_iter", "max_nonfinite_steps", "log_grad_norm"},
+    "datasets.train": {
+        *("batch_size_per_gpu", "name", "num_prefetch_queue", "num_worker_per_gpu", "persistent_workers"),
+        *("pin_memory", "prefetch_mode"),
+    },
 }
-_FIELDS = {
-    "run_id": str, "name": str, "world_size": int, "total_batch": int, "num_samples": int, "manual_seed": int,
-    "options_digest": str,
-}  # fmt: skip
 _IN_WORDS = {
     "world_size": "processes",
     "total_batch": "samples a batch over all processes",
@@ -36,27 +34,19 @@ _IN_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a run's checkpoints say of the run.
+class Identity(OptionBlock):
+    """What a run's checkpoints say of the run, under `KEY`."""
 
-    Attributes:
-        run_id: Drawn when the run began, and kept when it is resumed.
-        name: The run's name.
-        world_size: Number of processes.
-        total_batch: Samples in a batch of all processes.
-        num_samples: Samples of the training dataset.
-        manual_seed: The run's seed.
-        options_digest: Fingerprint of the options that an iteration's result depends on.
-    """
+    model_config = ConfigDict(extra="ignore")
 
-    run_id: str
-    name: str
-    world_size: int
-    total_batch: int
-    num_samples: int
-    manual_seed: int
-    options_digest: str
+    version: int = Field(default=_VERSION, ge=_VERSION, le=_VERSION, description="The form of these keys.")
+    run_id: str = Field(description="Drawn when the run began, and kept when it is resumed.")
+    name: str = Field(description="The run's name.")
+    world_size: int = Field(description="Number of processes.")
+    total_batch: int = Field(description="Samples in a batch of all processes.")
+    num_samples: int = Field(description="Samples of the training dataset.")
+    manual_seed: int = Field(description="The run's seed.")
+    options_digest: str = Field(description="Fingerprint of the options that an iteration's result depends on.")
 
     @classmethod
     def of(cls, opt: Mapping[str, Any], num_samples: int, run_id: str | None = None) -> Identity:
@@ -79,25 +69,6 @@ class Identity:
             options_digest=_digest(opt),
         )
 
-    def written(self, iteration: int) -> dict[str, Any]:
-        """Return what a checkpoint of an iteration carries under `KEY`: plain numbers and text."""
-        return {"version": _VERSION, "iteration": iteration, **asdict(self)}
-
-    @classmethod
-    def read(cls, content: object) -> Identity:
-        """Read what `written` gave.
-
-        Raises:
-            BSRError: It is something else.
-        """
-        version = content.get("version") if isinstance(content, Mapping) else None
-        if not isinstance(content, Mapping) or version != _VERSION:
-            raise BSRError(f"its '{KEY}' has the version {version!r}, expected {_VERSION}")
-        for name, kind in _FIELDS.items():
-            if type(content.get(name)) is not kind:
-                raise BSRError(f"its '{KEY}' has the {name} {content.get(name)!r}, expected {kind.__name__}")
-        return cls(**{name: content[name] for name in _FIELDS})
-
     def remarks_on(self, name: str, saved: Identity | None) -> list[str]:
         """Return, one line each, why the run does not go on from a checkpoint set exactly as if it had not stopped.
 
@@ -115,16 +86,17 @@ class Identity:
         ]
         if saved.options_digest == self.options_digest:
             return [f"{name} was saved with {change}{end}" for change in changes]
-        return [f"{name} was saved with {change}{end}" for change in [*changes, "other options of training"]] + [
+        return [
+            *(f"{name} was saved with {change}{end}" for change in [*changes, "other options of training"]),
             f"Optimisers and schedules go on as {name} has them, learning rates and milestones included, whatever the "
-            "options say now."
+            "options say now.",
         ]
 
 
 def _digest(opt: Mapping[str, Any]) -> str:
     """Fingerprint the options that the result of an iteration depends on, but for those that are compared alone."""
     kept = _without(opt, _LEFT_OUT[""] | _COMPARED_ALONE)
-    kept["datasets"] = _without(opt["datasets"]["train"], _LOADER_KEYS | {"batch_size_per_gpu"})
+    kept["datasets"] = _without(opt["datasets"]["train"], _LEFT_OUT["datasets.train"])
     kept["train"] = _without(opt["train"], _LEFT_OUT["train"])
     text = json.dumps(_in_order(kept), default=str)
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()

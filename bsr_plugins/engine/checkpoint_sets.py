@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor, nn
+from pydantic import ConfigDict, Field
+from torch import nn
 
 from bsr_plugins.atomic_file import Fingerprint, fingerprint
 from bsr_plugins.blocks import build_from_block
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.random_states import random_states_kept
 from bsr_plugins.safe_loading import load_safely
 
@@ -64,12 +66,9 @@ class RunFolders:
         """Return the training states that a run has set aside, with their iterations."""
         return [(int(match[1]), file) for file, match in _matches(self.states, _SUPERSEDED)]
 
-    def saved_networks(self) -> dict[int, list[Path]]:
-        """Return the files of networks by iteration, those of every label."""
-        found: dict[int, list[Path]] = {}
-        for file, match in _matches(self.models, _NETWORK):
-            found.setdefault(int(match[2]), []).append(file)
-        return found
+    def saved_networks(self) -> list[tuple[int, str, Path]]:
+        """Return the files of networks, each with its iteration and label."""
+        return [(int(match[2]), match[1], file) for file, match in _matches(self.models, _NETWORK)]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer
@@ -94,15 +93,19 @@ class CheckpointSet:
 
 
 class Search(NamedTuple):
-    """What a search for a checkpoint set has found.
-
-    Attributes:
-        found: The newest complete set, if there is one.
-        passed_over: A line for every newer one that is broken, with the reason, the newest first.
-    """
+    """The newest complete set, if there is one, and a line for every newer one that is broken, with the reason."""
 
     found: CheckpointSet | None
     passed_over: list[str]
+
+
+class _Contents(OptionBlock):
+    """What a training state carries under `KEY` with its identity."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    files: dict[str, Fingerprint] = Field(description="Fingerprints of the set's networks, by file name.")
+    extras: dict[str, Any] = Field(description="What `CheckpointStore.save` was given.")
 
 
 def find_set(opt: Mapping[str, Any]) -> Search:
@@ -112,22 +115,21 @@ def find_set(opt: Mapping[str, Any]) -> Search:
     `path.resume_state`.
 
     Raises:
-        BSRError: What `path.resume_state` names is broken or missing.
+        BSRError: What `path.resume_state` names is broken or missing, or lacks a network of the options.
     """
-    search = Search(None, [])
+    search, wanted = Search(None, []), wanted_networks(opt)
     if opt["auto_resume"]:
-        search = newest_complete(RunFolders.of(opt["path"]), wanted_networks(opt))
+        search = newest_complete(RunFolders.of(opt["path"]), wanted)
     named = opt["path"].get("resume_state")
     if search.found is None and named is not None:
-        search = Search(load_set(Path(named)), search.passed_over)
+        search = Search(_with_networks(load_set(Path(named)), wanted), search.passed_over)
     return search
 
 
 def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
     """Find the newest complete set of a run.
 
-    Nothing that lies in the folders makes it fail: what is no checkpoint is left out, what is a broken one is passed
-    over.
+    What is no checkpoint in the folders is left out, what is a broken one is passed over.
 
     Args:
         folders: Where to look; they need not exist.
@@ -139,9 +141,7 @@ def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
     wanted, passed_over = tuple(wanted), list[str]()
     for _, file in sorted(folders.saved_states().items(), reverse=True):
         try:
-            found = _load(file, folders.models)
-            _check_wanted(found, wanted)
-            return Search(found, passed_over)
+            return Search(_with_networks(_load(file, folders.models), wanted), passed_over)
         except BSRError as error:
             passed_over.append(str(error))
     return Search(None, passed_over)
@@ -174,56 +174,39 @@ def wanted_networks(opt: Mapping[str, Any]) -> list[str]:
     return [key.removeprefix(_OPTION) for key in named]
 
 
-def check_networks(opt: Mapping[str, Any], found: CheckpointSet) -> None:
-    """Check that the networks of a set are those that a run is to go on with, tensor for tensor.
-
-    The networks of the options are built for their shapes alone.
-
-    Args:
-        opt: The run's options.
-        found: The set.
-
-    Raises:
-        BSRError: They are not, or the set lacks one.
-    """
-    wanted = wanted_networks(opt)
-    _check_wanted(found, wanted)
-    for name in wanted:
-        file = found.networks[name]
-        content = load_safely(file, str(file))
-        weights = content.get(_PARAMS) if isinstance(content, Mapping) else None
-        saved = _shapes(weights) if isinstance(weights, Mapping) else {}
-        expected = _shapes(_network_of_shapes(opt[_OPTION + name], _OPTION + name).state_dict())
-        differing = [key for key in {**expected, **saved} if expected.get(key) != saved.get(key)]
-        if differing:
-            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-            raise OptionError(
-                f"{found.file}: its networks are not those of the options ({file.name} differs from {_OPTION}{name} in "
-                f"{', '.join(differing[:_NAMED])}{more}), expected the options that it was saved with"
-            )
-
-
 def use_networks(opt: dict[str, Any], found: CheckpointSet) -> None:
-    """Point a run's options at the networks of a set, and name the set as `path.resume_state`.
+    """Point `path` of a run's options at a set and its networks, as BasicSR's `check_resume` does.
 
-    Like BasicSR's `check_resume`, but that the files are those next to the state, wherever that is.
-
-    Args:
-        opt: The run's options; `path` is changed.
-        found: The set.
-
-    Raises:
-        BSRError: The set lacks a network.
+    The files are those next to the state, wherever that is.
     """
-    wanted = wanted_networks(opt)
-    _check_wanted(found, wanted)
     opt["path"]["resume_state"] = str(found.file)
-    for name in wanted:
+    for name in wanted_networks(opt):
         opt["path"][f"pretrain_{_OPTION}{name}"] = str(found.networks[name])
         opt["path"][f"param_key_{name}"] = _PARAMS
 
 
-def _network_of_shapes(block: Mapping[str, Any], key: str) -> nn.Module:
+def check_networks(opt: Mapping[str, Any], found: CheckpointSet) -> None:
+    """Check that the networks of a set are those of a run's options, tensor for tensor; these are built for that.
+
+    Raises:
+        OptionError: They are not.
+    """
+    for name in wanted_networks(opt):
+        key, file = _OPTION + name, found.networks[name]
+        content = load_safely(file, str(file))
+        weights = content.get(_PARAMS) if isinstance(content, Mapping) else None
+        saved = _shapes(weights) if isinstance(weights, Mapping) else {}
+        expected = _shapes(_build_for_shapes(opt[key], key).state_dict())
+        differing = [tensor for tensor in {**expected, **saved} if expected.get(tensor) != saved.get(tensor)]
+        if differing:
+            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+            raise OptionError(
+                f"{found.file}: its networks are not those of the options ({file.name} differs from {key} in "
+                f"{', '.join(differing[:_NAMED])}{more}), expected the options that it was saved with"
+            )
+
+
+def _build_for_shapes(block: Mapping[str, Any], key: str) -> nn.Module:
     known = {name.removesuffix(_SUFFIX): arch for name, arch in ARCH_REGISTRY} | dict(iter(ARCH_REGISTRY))
     with random_states_kept():
         try:
@@ -234,38 +217,49 @@ def _network_of_shapes(block: Mapping[str, Any], key: str) -> nn.Module:
 
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("module."): value.shape for name, value in weights.items() if isinstance(value, Tensor)}
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}
+
+
+def _with_networks(found: CheckpointSet, wanted: Iterable[str]) -> CheckpointSet:
+    """Check that a set has all networks that a run takes from it, and return it."""
+    for name in wanted:
+        if name not in found.networks:
+            raise _broken(
+                found.file,
+                f"has no {NETWORK_LABEL}{name}_{found.iteration}.pth with it, expected it, or {_OPTION}{name} in "
+                "path.ignore_resume_networks",
+            )
+    return found
 
 
 def _load(file: Path, models: Path) -> CheckpointSet:
     """Load a training state, and check it and its networks."""
-    state = _load_state(file)
-    belongs = state.pop(KEY, None)
-    files = {match[1]: path for path, match in _matches(models, _NETWORK) if int(match[2]) == state["iter"]}
-    identity, recorded, extras = (None, {}, {}) if belongs is None else _read_belonging(file, belongs)
-    for name, expected in recorded.items():
-        _compare(models / name, expected)
-    for path in files.values():
-        if path.name not in recorded:
-            _load_whole(path)
-    networks = {
-        label.removeprefix(NETWORK_LABEL): path for label, path in files.items() if label.startswith(NETWORK_LABEL)
-    }
-    return CheckpointSet(file, state["iter"], state, networks, identity, extras)
-
-
-def _load_state(file: Path) -> dict[str, Any]:
-    """Load a training state and check its form."""
     state = _load_whole(file)
     if not isinstance(state, dict):
         raise _broken(file, f"holds {type(state).__name__}, expected a training state")
     for key, kind in {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}.items():
         if type(state.get(key)) is not kind:
             raise _broken(file, f"has no '{key}' that is a {kind.__name__}, expected a training state")
-    number = _STATE.fullmatch(file.name)
-    if number is not None and int(number[1]) != state["iter"]:
-        raise _broken(file, f"is of iteration {state['iter']}, expected {number[1]} as its name says")
-    return state
+    iteration, number = state["iter"], _STATE.fullmatch(file.name)
+    if number is not None and int(number[1]) != iteration:
+        raise _broken(file, f"is of iteration {iteration}, expected {number[1]} as its name says")
+    belongs = state.pop(KEY, None)
+    identity, contents = None, _Contents(files={}, extras={})
+    if belongs is not None:
+        try:
+            identity, contents = read_block(Identity, belongs, KEY), read_block(_Contents, belongs, KEY)
+        except OptionError as error:
+            raise _broken(file, "; ".join(error.lines)) from error
+    for name, expected in contents.files.items():
+        _compare(models / name, expected)
+    networks = {label: path for n, label, path in RunFolders(models, file.parent).saved_networks() if n == iteration}
+    for path in networks.values():
+        if path.name not in contents.files:
+            _load_whole(path)
+    named = {
+        name.removeprefix(NETWORK_LABEL): path for name, path in networks.items() if name.startswith(NETWORK_LABEL)
+    }
+    return CheckpointSet(file, iteration, state, named, identity, contents.extras)
 
 
 def _load_whole(file: Path) -> Any:
@@ -284,23 +278,6 @@ def _load_whole(file: Path) -> Any:
     return content
 
 
-def _read_belonging(file: Path, belongs: Any) -> tuple[Identity, dict[str, Fingerprint], dict[str, Any]]:
-    """Return what a state carries under `KEY`: identity, fingerprints of its networks by file name, extras."""
-    try:
-        identity = Identity.read(belongs)
-    except BSRError as error:
-        raise _broken(file, str(error)) from error
-    files, extras = belongs.get("files"), belongs.get("extras")
-    if not isinstance(files, dict) or not isinstance(extras, dict):
-        raise _broken(file, f"its '{KEY}' has no 'files' and 'extras', expected both")
-    recorded = {}
-    for name, content in files.items():
-        if not isinstance(name, str) or Path(name).name != name or not isinstance(content, dict):
-            raise _broken(file, f"its '{KEY}' has the file {name!r}, expected names of files with fingerprints")
-        recorded[name] = Fingerprint(str(content.get("digest")), content.get("size", -1))
-    return identity, recorded, extras
-
-
 def _compare(file: Path, expected: Fingerprint) -> None:
     """Check a network's file against what the state records."""
     if not file.is_file():
@@ -311,17 +288,6 @@ def _compare(file: Path, expected: Fingerprint) -> None:
         raise _broken(file, f"cannot be read ({error.strerror})") from error
     if not same:
         raise _broken(file, "differs from what the state records")
-
-
-def _check_wanted(found: CheckpointSet, wanted: Iterable[str]) -> None:
-    """Check that a set has all networks that a run takes from it."""
-    for name in wanted:
-        if name not in found.networks:
-            raise _broken(
-                found.file,
-                f"has no {NETWORK_LABEL}{name}_{found.iteration}.pth with it, expected it, or {_OPTION}{name} in "
-                "path.ignore_resume_networks",
-            )
 
 
 def _broken(file: Path, reason: str) -> BSRError:

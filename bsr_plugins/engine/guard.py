@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,31 +20,6 @@ _FILE_KEYS = ("gt_path", "lq_path")
 _LOSS = "l_"  # how the names of losses begin in the logs of BasicSR's models
 
 
-class Guard(Protocol):
-    """What the loop asks the guard of a model's steps."""
-
-    @property
-    def skipped_total(self) -> int:
-        """How many steps were skipped since the run began."""
-
-    def figures(self) -> dict[str, float]:
-        """Return what to log with the last step."""
-
-    def state(self) -> dict[str, int]:
-        """Return counts for a checkpoint."""
-
-    def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from counts that `state` gave."""
-
-
-class _Report(NamedTuple):
-    """What one rank has to say of a step; a loss that is not finite on one makes the gradients of all ranks so."""
-
-    losses: list[str]
-    gradients: list[str]
-    files: str
-
-
 class StepWatch:
     """Makes the steps of a model that does not guard them, and ends the run at the first number that is not finite.
 
@@ -55,6 +30,9 @@ class StepWatch:
     Args:
         model: The model, built for training. `train.clip_grad_norm` (the largest norm, above 0) and
             `train.log_grad_norm` are read from its options.
+
+    Attributes:
+        skipped_total: How many steps were skipped; as of a `StepGuard`, and always 0.
     """
 
     skipped_total = 0
@@ -80,17 +58,30 @@ class StepWatch:
             for index, optimiser in enumerate(self._model.optimizers):
                 hooks.callback(optimiser.register_step_pre_hook(partial(self._take_norm, index)).remove)
             self._model.optimize_parameters(iteration)
-        self._check(iteration, batch)
+        faults = self._faults()
+        if not any_rank(any(faults)):
+            return
+        files = "; ".join(f"{key} {_listed(batch[key])}" for key in _FILE_KEYS if key in batch)
+        reports = list(enumerate(gather((*faults, files or "files unknown"))))
+        # Gradients are averaged over ranks: they are bad on all of them where a loss is on one.
+        at_fault = [each for each in reports if each[1][0]] or [each for each in reports if each[1][1]]
+        lines = [
+            f"{f'rank {rank}: ' if len(reports) > 1 else ''}{', '.join(losses + gradients)}; {files}"
+            for rank, (losses, gradients, files) in at_fault
+        ]
+        raise NonFiniteError(
+            f"iteration {iteration}: {' | '.join(lines)}; expected finite losses and gradients: look at these images, "
+            "lower train.optim_*.lr, or set train.clip_grad_norm"
+        )
 
     def figures(self) -> dict[str, float]:
         """Return the gradient norms of the last step before clipping, if they are to be logged.
 
         They are `grad_norm`, or `grad_norm_0`, `grad_norm_1` … of several optimisers, of those that stepped.
         """
-        if not self._logs:
-            return {}
         alone = len(self._model.optimizers) == 1
-        return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in self._norms}
+        norms = self._norms if self._logs else []
+        return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
 
     def state(self) -> dict[str, int]:
         """Return counts for a checkpoint; there are none."""
@@ -106,40 +97,24 @@ class StepWatch:
             clip_grads_with_norm_(parameters, self._clip, norm)
         self._norms.append((index, norm))
 
-    def _check(self, iteration: int, batch: Mapping[str, Any]) -> None:
+    def _faults(self) -> tuple[list[str], list[str]]:
+        """Return which losses, and which gradient norms, of this rank are not finite, in words."""
         logged = getattr(self._model, "log_dict", {})
-        losses = [f"{name} is {value}" for name, value in logged.items() if name.startswith(_LOSS) and _is_bad(value)]
+        losses = [(name, float(value)) for name, value in logged.items() if name.startswith(_LOSS)]
         norms = torch.stack([norm.double() for _, norm in self._norms]).tolist() if self._norms else []
-        gradients = [
-            f"the gradient norm of optimizers[{index}] is {norm}"
-            for (index, _), norm in zip(self._norms, norms, strict=True)
-            if _is_bad(norm)
-        ]
-        if not any_rank(bool(losses or gradients)):
-            return
-        files = "; ".join(f"{key} {_listed(batch[key])}" for key in _FILE_KEYS if key in batch)
-        reports = gather(_Report(losses, gradients, files or "files unknown"))
-        at_fault = [rank for rank, report in enumerate(reports) if report.losses]
-        at_fault = at_fault or [rank for rank, report in enumerate(reports) if report.gradients]
-        lines = [
-            f"{', '.join(reports[rank].losses + reports[rank].gradients)}; {reports[rank].files}" for rank in at_fault
-        ]
-        if len(reports) > 1:
-            lines = [f"rank {rank}: {line}" for rank, line in zip(at_fault, lines, strict=True)]
-        raise NonFiniteError(
-            f"iteration {iteration}: {' | '.join(lines)}; expected finite losses and gradients: look at these images, "
-            "lower train.optim_*.lr, or set train.clip_grad_norm"
-        )
+        named = (f"the gradient norm of optimizers[{index}]" for index, _ in self._norms)
+        gradients = list(zip(named, norms, strict=True))
+        return _not_finite(losses), _not_finite(gradients)
 
 
-def guard_of(model: Any) -> Guard:
+def guard_of(model: Any) -> StepGuard | StepWatch:
     """Return the guard that a model has, or one that watches it."""
     guard = getattr(model, "guard", None)
     return guard if isinstance(guard, StepGuard) else StepWatch(model)
 
 
-def _is_bad(value: Any) -> bool:
-    return not math.isfinite(float(value))
+def _not_finite(values: list[tuple[str, float]]) -> list[str]:
+    return [f"{name} is {value}" for name, value in values if not math.isfinite(value)]
 
 
 def _listed(value: object) -> str:

@@ -40,11 +40,13 @@ class TrainLoader:
     Args:
         dataset: What makes the items, given a `PositionedIndex`.
         sampler: Which items, and in what order.
-        dataset_opt: The option block: workers, memory and prefetching are read from it.
+        dataset_opt: The option block: workers, memory and `on_bad_image` are read from it.
         seed: The run's `manual_seed`.
         mode: What prefetches beyond the workers: `cpu` (a thread), `cuda` (a stream) or nothing.
 
     Attributes:
+        num_images: The number of items in the dataset, images for the most part.
+        batches_per_epoch: The number of whole batches in an epoch; 0 if there are too few images for one.
         skipped: The number of bad images among all batches given so far by this process.
     """
 
@@ -56,23 +58,14 @@ class TrainLoader:
         seed: int,
         mode: str | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.num_images = dataset, _length(dataset)
+        self.batches_per_epoch = sampler.batches_per_epoch
         self.skipped = 0
         self._sampler, self._opt, self._seed, self._mode = sampler, dataset_opt, seed, mode
         self._counts = dataset_opt.get(_BAD_IMAGE_KEY) == "skip"
         self._source: Any = None
         self._workers: WorkerProcesses | None = None
         self._underway = False
-
-    @property
-    def num_images(self) -> int:
-        """The number of items in the dataset, images for the most part."""
-        return _length(self.dataset)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """The number of whole batches in an epoch; 0 if there are too few images for one."""
-        return self._sampler.batches_per_epoch
 
     def start(self, epoch: int, first_batch: int = 0) -> None:
         """Begin an epoch, or go on in the middle of it: nothing of the batches before `first_batch` is read.

@@ -24,35 +24,28 @@ def _group_beside(_world: object) -> Any:
 
 def _group() -> Any:
     """Return the process group on the CPU, or None if there is one process."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    return _group_beside(distributed.group.WORLD)
-
-
-def any_rank(flag: bool) -> bool:
-    """Tell whether a flag is set on any rank."""
-    group = _group()
-    if group is None:
-        return flag
-    flags = torch.tensor(int(flag))
-    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=group)
-    return bool(flags)
+    if distributed.is_available() and distributed.is_initialized():
+        return _group_beside(distributed.group.WORLD)
+    return None
 
 
 def total(count: int) -> int:
     """Return the sum of a count over all ranks."""
-    group = _group()
-    if group is None:
+    if (group := _group()) is None:
         return count
     counts = torch.tensor(count)
     distributed.all_reduce(counts, group=group)
     return int(counts)
 
 
+def any_rank(flag: bool) -> bool:
+    """Tell whether a flag is set on any rank."""
+    return total(int(flag)) > 0
+
+
 def gather(value: T) -> list[T]:
     """Return the values of all ranks, in the order of the ranks; they are pickled."""
-    group = _group()
-    if group is None:
+    if (group := _group()) is None:
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value, group=group)
@@ -65,8 +58,7 @@ def of_first(make: Callable[[], T]) -> T:
     Raises:
         BSRError: The one that rank 0 met, on every rank.
     """
-    group = _group()
-    if group is None:
+    if (group := _group()) is None:
         return make()
     outcome: list[Any] = [None, None]
     if distributed.get_rank() == 0:

@@ -64,13 +64,14 @@ class RunLog:
     traceback of an unexpected one.
 
     Args:
-        opt: The run's options.
+        prepared: The run; what could not be logged while it was prepared is logged now.
         kind: `train` or `test`, for the file's name.
         root_path: Where `tb_logger/` is made.
         start: The iteration that a resumed run goes on from; what TensorBoard has of later ones is hidden.
     """
 
-    def __init__(self, opt: Mapping[str, Any], kind: str, root_path: str, start: int = 0) -> None:
+    def __init__(self, prepared: Prepared, kind: str, root_path: str, start: int = 0) -> None:
+        opt = prepared.opt
         self.logger = get_root_logger()
         # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
         self.logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
@@ -82,17 +83,14 @@ class RunLog:
             self.logger.addHandler(self._file)
         self.logger.info(get_env_info())
         self.logger.info(dict2str(opt))
+        prepared.replay(self.logger)
+        for warning in prepared.warnings:
+            self.logger.warning(warning)
         self.tensorboard: SummaryWriter | None = None
         if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
             if (opt["logger"].get("wandb") or {}).get("project") is not None:
                 init_wandb_logger(opt)  # before TensorBoard, which it follows
             self.tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
-
-    def take_over(self, prepared: Prepared) -> None:
-        """Log what could not be logged while the run was prepared."""
-        prepared.replay(self.logger)
-        for warning in prepared.warnings:
-            self.logger.warning(warning)
 
     def __enter__(self) -> RunLog:
         return self

@@ -31,8 +31,7 @@ def test_pipeline(root_path: str) -> None:
         return
     opt = prepared.opt
     of_first(lambda: make_folders(prepared, root_path, fresh=True))
-    with RunLog(opt, "test", root_path) as log:
-        log.take_over(prepared)
+    with RunLog(prepared, "test", root_path) as log:
         loaders = build_val_loaders(opt, prepared.datasets)
         datasets: list[Any] = [loader.dataset for loader in loaders]
         for dataset in datasets:

@@ -13,9 +13,9 @@ import torch
 from basicsr.utils import AvgTimer, MessageLogger
 
 from bsr_plugins.engine.checkpoint_identity import Identity
-from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, check_networks, find_set, use_networks
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, check_networks, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
-from bsr_plugins.engine.guard import Guard, StepWatch, guard_of
+from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
 from bsr_plugins.engine.ranks import any_rank, of_first, total
 from bsr_plugins.engine.run_folders import RunLog, make_folders
@@ -46,51 +46,43 @@ def train_pipeline(root_path: str) -> None:
         Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
     """
     torch.backends.cudnn.benchmark = True
-    resumption = Resumption()
-    prepared = prepare(root_path, is_train=True, resume=resumption.point)
+    search = Search(None, [])
+
+    def resume(opt: dict[str, Any]) -> None:
+        nonlocal search
+        search = find_checkpoint(opt)
+
+    prepared = prepare(root_path, is_train=True, resume=resume)
     if prepared.only_check:
         return
-    found = resumption.found
+    found = search.found
     of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
-    with RunLog(prepared.opt, "train", root_path, 0 if found is None else found.iteration) as log:
-        log.take_over(prepared)
-        for reason in resumption.passed_over:
+    with RunLog(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
+        for reason in search.passed_over:
             log.logger.warning(f"Passed over {reason}")
         TrainingRun(prepared, found, log).execute()
 
 
-class Resumption:
-    """Finds the checkpoint set that a run is to go on from.
+def find_checkpoint(opt: dict[str, Any]) -> Search:
+    """Find the checkpoint set that a run goes on from, and point the options at its networks.
 
-    Attributes:
-        found: The set, or None if the run begins.
-        passed_over: A line for every newer set that is broken.
+    All ranks call it, and take what rank 0 finds. A `manual_seed` that is not given becomes the set's.
+
+    Args:
+        opt: The run's options; see `find_set`.
+
+    Raises:
+        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run, or its
+            networks are not those of the options.
     """
-
-    def __init__(self) -> None:
-        self.found: CheckpointSet | None = None
-        self.passed_over: list[str] = []
-
-    def point(self, opt: dict[str, Any]) -> None:
-        """Look for a set, and point the options at it: at its networks, and at its seed where none is given.
-
-        All ranks call it, and take what rank 0 finds.
-
-        Args:
-            opt: The run's options; see `find_set`.
-
-        Raises:
-            BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run, or
-                its networks are not those of the options.
-        """
-        found, self.passed_over = of_first(lambda: find_set(opt))
-        if found is None and self.passed_over:
-            raise BSRError(
-                f"{opt['path']['experiments_root']}: no checkpoint is complete ({'; '.join(self.passed_over)}), "
-                "expected one to resume from; without --auto_resume the run begins anew"
-            )
-        if found is None:
-            return
+    search = of_first(lambda: find_set(opt))
+    found, passed_over = search
+    if found is None and passed_over:
+        raise BSRError(
+            f"{opt['path']['experiments_root']}: no checkpoint is complete ({'; '.join(passed_over)}), expected one to "
+            "resume from; without --auto_resume the run begins anew"
+        )
+    if found is not None:
         end = int(opt["train"]["total_iter"])
         if found.iteration > end:
             raise OptionError(
@@ -100,7 +92,7 @@ class Resumption:
         use_networks(opt, found)
         if opt.get("manual_seed") is None and found.identity is not None:
             opt["manual_seed"] = found.identity.manual_seed
-        self.found = found
+    return search
 
 
 class TrainingRun:
@@ -119,7 +111,7 @@ class TrainingRun:
         self.loader = build_train_loader(opt, prepared.datasets["train"])
         self.val_loaders = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
-        self.guard: Guard = guard_of(self.model)
+        self.guard = guard_of(self.model)
         run_id = None if found is None or found.identity is None else found.identity.run_id
         identity = Identity.of(opt, self.loader.num_images, run_id)
         self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
@@ -161,7 +153,11 @@ class TrainingRun:
     def _train(self, interruption: Interruption) -> None:
         save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
         for iteration in range(self.start + 1, self.end + 1):
-            batch = self._next_batch(iteration)
+            epoch, number = self._place(iteration)
+            if number == 0 or iteration == self.start + 1:
+                self.loader.start(epoch, number)
+            batch = self.loader.next()
+            assert batch is not None, "an epoch has as many batches as its loader says"
             self.data_timer.record()
             made = self._step(iteration, batch)
             self.iter_timer.record()
@@ -179,14 +175,6 @@ class TrainingRun:
             self._stop_if_asked(iteration, interruption)
             self.data_timer.start()
             self.iter_timer.start()
-
-    def _next_batch(self, iteration: int) -> Mapping[str, Any]:
-        epoch, number = self._place(iteration)
-        if number == 0 or iteration == self.start + 1:
-            self.loader.start(epoch, number)
-        batch: Mapping[str, Any] | None = self.loader.next()
-        assert batch is not None, "an epoch has as many batches as its loader says"
-        return batch
 
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
         """Make a step, and tell whether it was; whatever draws from a global random state draws at the step's address.
@@ -208,14 +196,17 @@ class TrainingRun:
         return bool(self.model.step_made)
 
     def _print(self, iteration: int, made: bool) -> None:
-        figures: dict[str, Any] = {"epoch": self._place(iteration)[0], "iter": iteration}
-        figures["lrs"] = self.model.get_current_learning_rate()
-        figures |= {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+        figures: dict[str, Any] = {
+            "epoch": self._place(iteration)[0],
+            "iter": iteration,
+            "lrs": self.model.get_current_learning_rate(),
+            "time": self.iter_timer.get_avg_time(),
+            "data_time": self.data_timer.get_avg_time(),
+        }
         # After a step that was not made, a model's losses are those of an earlier one.
-        figures |= self.model.get_current_log() if made else {}
-        figures |= self.guard.figures()
-        bad_images = self._bad_images()
-        figures |= {"bad_images": bad_images} if bad_images else {}
+        figures |= (self.model.get_current_log() if made else {}) | self.guard.figures()
+        if bad_images := self._bad_images():
+            figures["bad_images"] = bad_images
         if self.log.tensorboard is not None:
             for name, value in figures.items():
                 if name not in _MESSAGE_ONLY:
@@ -249,8 +240,8 @@ class TrainingRun:
                 f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "
                 "options that it was saved with"
             ) from error
-        if found.extras.get("best_metric_results"):
-            self.model.best_metric_results = found.extras["best_metric_results"]
+        if best := found.extras.get("best_metric_results"):
+            self.model.best_metric_results = best
         self.guard.load_state(found.extras.get("guard", {}))
         self.bad_images_before = found.extras.get("bad_images", 0)
         self.start = found.iteration
@@ -265,15 +256,13 @@ class TrainingRun:
 
     def _validate(self, iteration: int, interruption: Interruption) -> None:
         """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
-
-        def action() -> None:
-            for loader in self.val_loaders:
-                tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
-                if not validate(self.model, loader, iteration, tensorboard, save_img, asked):
-                    return
+        tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
 
         def asked() -> bool:
             return interruption.received is not None
+
+        def action() -> None:
+            all(validate(self.model, loader, iteration, tensorboard, save_img, asked) for loader in self.val_loaders)
 
         if self.opt["dist"]:
             action()

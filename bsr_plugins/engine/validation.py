@@ -38,14 +38,6 @@ class _Measured(NamedTuple):
     values: list[float]
 
 
-class _Failure(NamedTuple):
-    """Why a rank could not validate; `expected` if it is the input's fault."""
-
-    rank: int
-    reason: str
-    expected: bool
-
-
 def _never() -> bool:
     return False
 
@@ -95,8 +87,9 @@ def validate(
         else:
             try:
                 if is_stock:
-                    share = _Share(model, loader, current_iter, save_img)
-                    measured = list(takewhile(lambda _: not stopping(), share.measure()))
+                    measured = list(
+                        takewhile(lambda _: not stopping(), _measure(model, loader, current_iter, save_img))
+                    )
                 else:  # on rank 0 alone
                     model.validation(loader, current_iter, tb_logger, save_img)
             except Exception as caught:  # it is raised once the other ranks know
@@ -107,85 +100,90 @@ def validate(
     if len(everything) < len(loader.dataset):  # type: ignore[arg-type]  # a Dataset's length is optional
         return False
     if model.opt["val"].get("metrics") is not None:
-        _conclude(model, share.name, everything, current_iter, tb_logger)
+        _conclude(model, _name_of(loader), everything, current_iter, tb_logger)
     return True
 
 
-class _Share:
-    """This rank's images of a dataset."""
+def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_img: bool) -> Iterator[_Measured]:
+    """Super-resolve this rank's images of a dataset and measure them; one value per metric."""
+    name, count = _name_of(loader), len(loader.dataset)  # type: ignore[arg-type]  # a Dataset's length is optional
+    if count == 0:
+        raise BSRError(f"dataset '{name}': holds no images, expected at least one")
+    rank, world_size = get_dist_info()
+    places = range(rank, count, world_size)
+    share: DataLoader[Any] = DataLoader(
+        Subset(loader.dataset, places),
+        batch_size=1,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),
+    )
+    has_bar = rank == 0 and model.opt["val"].get("pbar", False)
+    with tqdm(total=len(places), unit="image", disable=not has_bar) as bar:
+        for place, data in zip(places, share, strict=True):
+            image = Path(data["lq_path"][0]).stem
+            images = _super_resolve(model, data)
+            (height, width), expected = (images.get(key, images["img"]).shape[:2] for key in ("img", "img2"))
+            if (height, width) != expected:
+                raise BSRError(
+                    f"dataset '{name}': {image} is super-resolved to {width}x{height}, expected "
+                    f"{expected[1]}x{expected[0]}, the size of its ground truth"
+                )
+            if save_img:
+                _save(images["img"], _file_of(model.opt, name, image, current_iter))
+            metrics = model.opt["val"].get("metrics") or {}
+            values = [_value(images, block, key, f"{image} of dataset '{name}'") for key, block in metrics.items()]
+            yield _Measured(place, image, values)
+            bar.update(1)
+            bar.set_description(f"Test {image}")
 
-    def __init__(self, model: Any, loader: DataLoader[Any], current_iter: int | str, save_img: bool) -> None:
-        dataset: Any = loader.dataset
-        self.model, self.current_iter, self.save_img = model, current_iter, save_img
-        self.name: str = dataset.opt["name"]
-        if len(dataset) == 0:
-            raise BSRError(f"dataset '{self.name}': holds no images, expected at least one")
-        rank, world_size = get_dist_info()
-        self.places = range(rank, len(dataset), world_size)
-        self.metrics: Mapping[str, Any] = model.opt["val"].get("metrics") or {}
-        self.has_bar = rank == 0 and model.opt["val"].get("pbar", False)
-        self.loader: DataLoader[Any] = DataLoader(
-            Subset(dataset, self.places),
-            batch_size=1,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            generator=torch.Generator(),
-        )
 
-    def measure(self) -> Iterator[_Measured]:
-        """Super-resolve the images and measure them; one value per metric."""
-        with tqdm(total=len(self.places), unit="image", disable=not self.has_bar) as bar:
-            for place, data in zip(self.places, self.loader, strict=True):
-                image = Path(data["lq_path"][0]).stem
-                yield _Measured(place, image, self._measure_image(image, data))
-                bar.update(1)
-                bar.set_description(f"Test {image}")
+def _super_resolve(model: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what the model's `test` does, on images of any size where that is `SRModel`'s.
 
-    def _measure_image(self, image: str, data: Mapping[str, Any]) -> list[float]:
-        _forget_images(self.model)  # a ground truth of another image, where this one has none
-        self.model.feed_data(data)
-        _super_resolve(self.model)
-        visuals = self.model.get_current_visuals()
-        images = {"img": tensor2img([visuals["result"]])}
-        if "gt" in visuals:
-            images["img2"] = tensor2img([visuals["gt"]])
-        _forget_images(self.model)
-        (height, width), (gt_height, gt_width) = (images.get(key, images["img"]).shape[:2] for key in ("img", "img2"))
-        if (height, width) != (gt_height, gt_width):
-            raise BSRError(
-                f"dataset '{self.name}': {image} is super-resolved to {width}x{height}, expected "
-                f"{gt_width}x{gt_height}, the size of its ground truth"
-            )
-        if self.save_img:
-            self._save(image, images["img"])
-        return [self._value(name, image, images) for name in self.metrics]
+    Returns:
+        uint8 images, BGR HWC: `img`, and `img2`, the ground truth, if there is one.
+    """
+    _forget_images(model)  # a ground truth of another image, where this one has none
+    model.feed_data(data)
+    if _is_stock(model, "test"):
+        network: nn.Module = model.net_g_ema if hasattr(model, "net_g_ema") else model.net_g
+        network.eval()
+        with torch.no_grad():
+            model.output = super_resolve(network, model.lq)
+    else:
+        model.test()
+    visuals = model.get_current_visuals()
+    _forget_images(model)
+    names = {"img": "result", "img2": "gt"}
+    return {key: tensor2img([visuals[name]]) for key, name in names.items() if name in visuals}
 
-    def _value(self, name: str, image: str, images: Mapping[str, Any]) -> float:
-        block = self.metrics[name]
-        try:
-            return float(calculate_metric(dict(images), block))
-        except BSRError:
-            raise
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise BSRError(
-                f"val.metrics.{name}: {block['type']} fails on {image} of dataset '{self.name}', expected a number "
-                f"({reason})"
-            ) from error
 
-    def _save(self, image: str, pixels: Any) -> None:
-        opt = self.model.opt
-        folder = Path(opt["path"]["visualization"])
-        if opt["is_train"]:
-            file = folder / image / f"{image}_{self.current_iter}.png"
-        else:
-            file = folder / self.name / f"{image}_{opt['val'].get('suffix') or opt['name']}.png"
-        try:
-            imwrite(pixels, str(file))
-        except OSError as error:
-            raise BSRError(f"{file}: cannot be written, expected a folder with room for an image ({error})") from error
+def _value(images: Mapping[str, Any], block: Mapping[str, Any], key: str, image: str) -> float:
+    try:
+        return float(calculate_metric(dict(images), block))
+    except BSRError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BSRError(f"val.metrics.{key}: {block['type']} fails on {image}, expected a number ({reason})") from error
+
+
+def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int | str) -> Path:
+    """Return where BasicSR saves an image."""
+    folder = Path(opt["path"]["visualization"])
+    if opt["is_train"]:
+        return folder / image / f"{image}_{current_iter}.png"
+    return folder / dataset / f"{image}_{opt['val'].get('suffix') or opt['name']}.png"
+
+
+def _save(pixels: Any, file: Path) -> None:
+    try:
+        imwrite(pixels, str(file))
+    except OSError as error:
+        raise BSRError(f"{file}: cannot be written, expected a folder with room for an image ({error})") from error
 
 
 def _is_stock(model: Any, method: str) -> bool:
@@ -193,20 +191,14 @@ def _is_stock(model: Any, method: str) -> bool:
     return getattr(type(model), method, None) is getattr(SRModel, method)
 
 
-def _super_resolve(model: Any) -> None:
-    """Do what the model's `test` does, on images of any size where that is `SRModel`'s."""
-    if not _is_stock(model, "test"):
-        model.test()
-        return
-    network: nn.Module = model.net_g_ema if hasattr(model, "net_g_ema") else model.net_g
-    network.eval()
-    with torch.no_grad():
-        model.output = super_resolve(network, model.lq)
-
-
 def _forget_images(model: Any) -> None:
     for name in ("lq", "gt", "output"):
         vars(model).pop(name, None)
+
+
+def _name_of(loader: DataLoader[Any]) -> str:
+    dataset: Any = loader.dataset
+    return str(dataset.opt["name"])
 
 
 def _agree(measured: list[_Measured], error: Exception | None) -> list[list[_Measured]]:
@@ -217,21 +209,20 @@ def _agree(measured: list[_Measured], error: Exception | None) -> list[list[_Mea
         RuntimeError: Another one failed otherwise.
         Exception: This one did; it is the error itself.
     """
-    rank, _ = get_dist_info()
-    failure = None
-    if error is not None:
-        is_expected = isinstance(error, BSRError)
-        failure = _Failure(rank, str(error) if is_expected else f"{type(error).__name__}: {error}", is_expected)
-    outcomes = gather((measured, failure))
-    failures = [failure for _, failure in outcomes if failure is not None]
+    is_expected = isinstance(error, BSRError)
+    reason = None if error is None else str(error) if is_expected else f"{type(error).__name__}: {error}"
+    outcomes = gather((measured, reason, is_expected))
+    failures = [
+        (not expected, rank, reason) for rank, (_, reason, expected) in enumerate(outcomes) if reason is not None
+    ]
     if not failures:
-        return [found for found, _ in outcomes]
-    first = min(failures, key=lambda one: not one.expected)
-    if error is not None and (first.rank == rank or not isinstance(error, BSRError)):
+        return [found for found, _, _ in outcomes]
+    unexpected, rank, reason = min(failures)  # the input's faults first, then by rank
+    if error is not None and (rank == get_dist_info()[0] or not is_expected):
         raise error
-    if first.expected:
-        raise BSRError(first.reason)
-    raise RuntimeError(f"rank {first.rank} failed in validation ({first.reason})")
+    if not unexpected:
+        raise BSRError(reason)
+    raise RuntimeError(f"rank {rank} failed in validation ({reason})")
 
 
 def _conclude(model: Any, dataset: str, measured: list[_Measured], current_iter: int | str, tb_logger: Any) -> None:

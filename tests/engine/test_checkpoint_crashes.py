@@ -118,14 +118,6 @@ def test_killed_at_every_step_of_the_next_save(opt: Options, model: Any, tmp_pat
     assert files_in(tmp_path) == {"net_g_20.pth", "net_d_20.pth", "20.state"}
 
 
-def test_killed_at_every_step_while_the_only_set_is_saved_again(opt: Options, model: Any) -> None:
-    change(model, 1.0)
-    make_store(opt, keep=1).save(model, 0, 10, {"value": 1.0})
-    for _ in killed_at_every_step(lambda: make_store(opt, keep=1).save(model, 1, 10, {"value": 1.0})):
-        assert newest(opt).iteration == 10
-    assert newest(opt).state["epoch"] == 1
-
-
 def test_killed_at_every_step_while_another_set_takes_the_place(opt: Options, model: Any) -> None:
     for value in (1.0, 2.0):
         change(model, value)
