@@ -17,7 +17,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
 from torch import Tensor, nn
 
-from bsr_plugins.atomic_file import StagedFile, remove, remove_leftovers, sync_folder, unused
+from bsr_plugins.atomic_file import StagedFile, remove, remove_leftovers, reported, sync_folder, unused
 from bsr_plugins.blocks import integer
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.engine.checkpoint_sets import NETWORK_LABEL, SUPERSEDED, RunFolders
@@ -103,10 +103,8 @@ class CheckpointStore:
         newer = sorted((n, file) for n, file in self._folders.saved_states().items() if n > iteration)
         aside = []
         for _, file in newer if self._writes else ():
-            try:
+            with reported(file, "renamed"):
                 aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{SUPERSEDED}"))))
-            except OSError as error:
-                raise BSRError(f"{file}: cannot be renamed ({error.strerror})") from error
         return aside
 
     @contextmanager

@@ -7,11 +7,10 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from basicsr.train import init_wandb_logger
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
@@ -57,63 +56,59 @@ def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
         write_atomically(root / prepared.file.name, header.encode() + prepared.resolved)
 
 
-class RunLog:
-    """The log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
+class RunLog(NamedTuple):
+    """BasicSR's logger, and TensorBoard's writer on rank 0 if the options ask for it."""
 
-    As a context manager it closes them, and puts what has ended the run into the file: an error's line, or the
-    traceback of an unexpected one.
+    logger: logging.Logger
+    tensorboard: SummaryWriter | None
+
+
+@contextmanager
+def run_log(prepared: Prepared, kind: str, root_path: str, start: int = 0) -> Iterator[RunLog]:
+    """Open the log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
+
+    What has ended the run is put into the file: an error's line, or the traceback of an unexpected one. What could not
+    be logged while the run was prepared is logged first.
 
     Args:
-        prepared: The run; what could not be logged while it was prepared is logged now.
+        prepared: The run.
         kind: `train` or `test`, for the file's name.
         root_path: Where `tb_logger/` is made.
         start: The iteration that a resumed run goes on from; what TensorBoard has of later ones is hidden.
     """
-
-    def __init__(self, prepared: Prepared, kind: str, root_path: str, start: int = 0) -> None:
-        opt = prepared.opt
-        self.logger = get_root_logger()
-        # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
-        self.logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
-        self._file: logging.FileHandler | None = None
-        if opt["rank"] == 0:
-            name = f"{kind}_{opt['name']}_{get_time_str()}.log"
-            self._file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
-            self._file.setFormatter(logging.Formatter(_FORMAT))
-            self.logger.addHandler(self._file)
-        self.logger.info(get_env_info())
-        self.logger.info(dict2str(opt))
-        prepared.replay(self.logger)
-        for warning in prepared.warnings:
-            self.logger.warning(warning)
-        self.tensorboard: SummaryWriter | None = None
-        if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
-            if (opt["logger"].get("wandb") or {}).get("project") is not None:
-                init_wandb_logger(opt)  # before TensorBoard, which it follows
-            self.tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, BSRError):
-            self._record(line_of(error))
-        elif isinstance(error, Exception):
-            self._record("".join(traceback.format_exception(kind, error, trace)))
+    opt, logger = prepared.opt, get_root_logger()
+    # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
+    logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
+    file: logging.Handler = logging.NullHandler()
+    tensorboard: SummaryWriter | None = None
+    if opt["rank"] == 0:
+        name = f"{kind}_{opt['name']}_{get_time_str()}.log"
+        file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
+        file.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(file)
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    prepared.replay(logger)
+    for warning in prepared.warnings:
+        logger.warning(warning)
+    if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
+        if (opt["logger"].get("wandb") or {}).get("project") is not None:
+            init_wandb_logger(opt)  # before TensorBoard, which it follows
+        tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
+    try:
+        yield RunLog(logger, tensorboard)
+    except Exception as error:
+        text = line_of(error) if isinstance(error, BSRError) else traceback.format_exc()
+        # Into the file alone: on the screen, whoever called says what has ended the run.
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        raise
+    finally:
         with suppress(OSError):  # on a full disk, which another error reports
-            if self.tensorboard is not None:
-                self.tensorboard.close()
-        if self._file is not None:
-            self.logger.removeHandler(self._file)
-            with suppress(OSError):
-                self._file.close()
-
-    def _record(self, text: str) -> None:
-        """Put a text into the file alone; on the screen, whoever called says what has ended the run."""
-        if self._file is not None:
-            self._file.handle(self.logger.makeRecord(self.logger.name, logging.ERROR, __file__, 0, text, (), None))
+            if tensorboard is not None:
+                tensorboard.close()
+        logger.removeHandler(file)
+        with suppress(OSError):
+            file.close()
 
 
 def _tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ import torch
 
 from bsr_plugins.engine.loading import build_val_loaders
 from bsr_plugins.engine.ranks import of_first
-from bsr_plugins.engine.run_folders import RunLog, make_folders
+from bsr_plugins.engine.run_folders import make_folders, run_log
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.options.preflight import prepare
 
@@ -31,7 +31,7 @@ def test_pipeline(root_path: str) -> None:
         return
     opt = prepared.opt
     of_first(lambda: make_folders(prepared, root_path, fresh=True))
-    with RunLog(prepared, "test", root_path) as log:
+    with run_log(prepared, "test", root_path) as log:
         loaders = build_val_loaders(opt, prepared.datasets)
         datasets: list[Any] = [loader.dataset for loader in loaders]
         for dataset in datasets:

@@ -18,7 +18,7 @@ from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
 from bsr_plugins.engine.ranks import any_rank, of_first, total
-from bsr_plugins.engine.run_folders import RunLog, make_folders
+from bsr_plugins.engine.run_folders import RunLog, make_folders, run_log
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.errors import BSRError, OptionError
@@ -57,7 +57,7 @@ def train_pipeline(root_path: str) -> None:
         return
     found = search.found
     of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
-    with RunLog(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
+    with run_log(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
         for reason in search.passed_over:
             log.logger.warning(f"Passed over {reason}")
         TrainingRun(prepared, found, log).execute()

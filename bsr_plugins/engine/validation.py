@@ -21,6 +21,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from bsr_plugins.atomic_file import reported
 from bsr_plugins.engine.ranks import gather
 from bsr_plugins.errors import BSRError
 from bsr_plugins.models.window_padding import super_resolve
@@ -132,7 +133,9 @@ def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_
                     f"{expected[1]}x{expected[0]}, the size of its ground truth"
                 )
             if save_img:
-                _save(images["img"], _file_of(model.opt, name, image, current_iter))
+                file = _file_of(model.opt, name, image, current_iter)
+                with reported(file, "written"):
+                    imwrite(images["img"], str(file))
             metrics = model.opt["val"].get("metrics") or {}
             values = [_value(images, block, key, f"{image} of dataset '{name}'") for key, block in metrics.items()]
             yield _Measured(place, image, values)
@@ -177,13 +180,6 @@ def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int
     if opt["is_train"]:
         return folder / image / f"{image}_{current_iter}.png"
     return folder / dataset / f"{image}_{opt['val'].get('suffix') or opt['name']}.png"
-
-
-def _save(pixels: Any, file: Path) -> None:
-    try:
-        imwrite(pixels, str(file))
-    except OSError as error:
-        raise BSRError(f"{file}: cannot be written, expected a folder with room for an image ({error})") from error
 
 
 def _is_stock(model: Any, method: str) -> bool:
