@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,19 +44,13 @@ _NAMED = 3  # so many tensors make a message
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run keeps its checkpoints.
-
-    Attributes:
-        models: The folder of the networks.
-        states: The folder of the training states.
-    """
+    """Where a run keeps its checkpoints: the folders of its networks and of its training states."""
 
     models: Path
     states: Path
 
     @classmethod
     def of(cls, path_opt: Mapping[str, Any]) -> RunFolders:
-        """Take them from the block `path` of a run's options."""
         return cls(Path(path_opt["models"]), Path(path_opt["training_states"]))
 
     def saved_states(self) -> dict[int, Path]:
@@ -127,9 +122,7 @@ def find_set(opt: Mapping[str, Any]) -> Search:
 
 
 def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
-    """Find the newest complete set of a run.
-
-    What is no checkpoint in the folders is left out, what is a broken one is passed over.
+    """Find the newest complete set of a run; what is no checkpoint in the folders is left out.
 
     Args:
         folders: Where to look; they need not exist.
@@ -148,11 +141,7 @@ def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
 
 
 def load_set(state_file: Path, models: Path | None = None) -> CheckpointSet:
-    """Load the set of a training state.
-
-    Args:
-        state_file: The training state, of any name.
-        models: The folder of its networks; without it, `models` next to the state's folder, as a run has it.
+    """Load the set of a training state of any name; without `models`, its networks lie as a run has them.
 
     Raises:
         BSRError: The set is broken or missing.
@@ -175,10 +164,7 @@ def wanted_networks(opt: Mapping[str, Any]) -> list[str]:
 
 
 def use_networks(opt: dict[str, Any], found: CheckpointSet) -> None:
-    """Point `path` of a run's options at a set and its networks, as BasicSR's `check_resume` does.
-
-    The files are those next to the state, wherever that is.
-    """
+    """Point `path` of a run's options at a set and its networks, as BasicSR's `check_resume` does."""
     opt["path"]["resume_state"] = str(found.file)
     for name in wanted_networks(opt):
         opt["path"][f"pretrain_{_OPTION}{name}"] = str(found.networks[name])
@@ -209,11 +195,9 @@ def check_networks(opt: Mapping[str, Any], found: CheckpointSet) -> None:
 def _build_for_shapes(block: Mapping[str, Any], key: str) -> nn.Module:
     known = {name.removesuffix(_SUFFIX): arch for name, arch in ARCH_REGISTRY} | dict(iter(ARCH_REGISTRY))
     with random_states_kept():
-        try:
-            with torch.device("meta"):
-                return build_from_block(block, known, key)  # type: ignore[no-any-return]
-        except Exception:  # some networks look at numbers while they are built; what is truly wrong is met again
+        with suppress(Exception), torch.device("meta"):  # some look at numbers; what is truly wrong is met below
             return build_from_block(block, known, key)  # type: ignore[no-any-return]
+        return build_from_block(block, known, key)  # type: ignore[no-any-return]
 
 
 def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,9 +52,8 @@ class CheckpointStore:
         self._writes = get_dist_info()[0] == 0
         self._checked = False
         self._foreign: set[Path] = set()
-        if self._writes:
-            for folder in (folders.models, folders.states):
-                remove_leftovers(folder)
+        for folder in (folders.models, folders.states) if self._writes else ():
+            remove_leftovers(folder)
 
     def save(self, model: BaseModel, epoch: int, iteration: int, extras: Mapping[str, Any]) -> None:
         """Save a set, and then remove those that are too many. All ranks call it: a model may need them all.
@@ -79,14 +78,9 @@ class CheckpointStore:
         self.remove_old(iteration, staged.labels)
 
     def save_latest(self, model: BaseModel, iteration: int) -> None:
-        """Save the networks as `net_*_latest.pth`, from which nothing is resumed. All ranks call it.
+        """Save the networks of the last iteration as `net_*_latest.pth`, from which nothing is resumed.
 
-        Args:
-            model: The model.
-            iteration: The iteration that has been done last.
-
-        Raises:
-            BSRError: A file cannot be written.
+        All ranks call it. It fails as `save` does.
         """
         with self._staging(model, iteration) if self._writes else nullcontext():
             model.save(_LATEST, _LATEST)
@@ -94,8 +88,7 @@ class CheckpointStore:
     def set_aside_newer(self, iteration: int) -> list[Path]:
         """Give training states of later iterations names that nothing is resumed from: a run goes on before them.
 
-        Returns:
-            Their new names, on rank 0; they remain until someone removes them or, with `keep`, the run is past them.
+        They remain until someone removes them or, with `keep`, the run is past them.
 
         Raises:
             BSRError: One cannot be renamed.

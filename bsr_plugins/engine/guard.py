@@ -46,12 +46,9 @@ class StepWatch:
     def step(self, iteration: int, batch: Mapping[str, Any]) -> None:
         """Call `model.optimize_parameters(iteration)`; the model has its data already. All ranks call it.
 
-        Args:
-            iteration: The iteration, from 1.
-            batch: The data; its `gt_path` and `lq_path` are named if a number is not finite.
-
         Raises:
-            NonFiniteError: A loss or a gradient norm is not finite on some rank.
+            NonFiniteError: A loss or a gradient norm is not finite on some rank; `gt_path` and `lq_path` of the batch
+                are named.
         """
         self._norms = []
         with ExitStack() as hooks:
@@ -75,10 +72,7 @@ class StepWatch:
         )
 
     def figures(self) -> dict[str, float]:
-        """Return the gradient norms of the last step before clipping, if they are to be logged.
-
-        They are `grad_norm`, or `grad_norm_0`, `grad_norm_1` … of several optimisers, of those that stepped.
-        """
+        """Return the gradient norms of the last step, if asked: `grad_norm`, or `grad_norm_0` … of several optimisers."""
         alone = len(self._model.optimizers) == 1
         norms = self._norms if self._logs else []
         return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in norms}

@@ -68,11 +68,7 @@ class TrainLoader:
         self._underway = False
 
     def start(self, epoch: int, first_batch: int = 0) -> None:
-        """Begin an epoch, or go on in the middle of it: nothing of the batches before `first_batch` is read.
-
-        Args:
-            epoch: The epoch, from 0.
-            first_batch: The batch of the epoch that `next` gives first, from 0.
+        """Begin an epoch, or go on in the middle of it, both from 0: nothing before `first_batch` is read.
 
         Raises:
             ValueError: There is no such batch.
@@ -199,7 +195,6 @@ class _CUDAPrefetcher(CUDAPrefetcher):  # type: ignore[misc]
 
 
 def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
-    """Return how batches are prefetched beyond what the workers do: `cpu`, `cuda` or not at all."""
     mode: str | None = dataset_opt.get("prefetch_mode")
     where = f"dataset '{dataset_opt.get('name', 'train')}'"
     if mode is None:
@@ -221,13 +216,7 @@ def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gp
 
 
 def _in_order(dataset: Dataset[Any], name: str, rank: int) -> Dataset[Any]:
-    """Sort the images of BasicSR's paired datasets, which come as the file system lists them, and warn of unusual ones.
-
-    Args:
-        dataset: The dataset.
-        name: Its name in messages.
-        rank: This process; the first warns.
-    """
+    """Sort the images of BasicSR's paired datasets, which come as the file system lists them; warn of unusual ones."""
     if type(dataset) in _UNSORTED:
         dataset.paths.sort(key=itemgetter("gt_path"))  # type: ignore[attr-defined]  # those have it
     if rank == 0:

@@ -67,8 +67,8 @@ class RunLog(NamedTuple):
 def run_log(prepared: Prepared, kind: str, root_path: str, start: int = 0) -> Iterator[RunLog]:
     """Open the log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
 
-    What has ended the run is put into the file: an error's line, or the traceback of an unexpected one. What could not
-    be logged while the run was prepared is logged first.
+    What could not be logged while the run was prepared is logged first. What has ended the run is put into the file: an
+    error's line, or the traceback of an unexpected one.
 
     Args:
         prepared: The run.

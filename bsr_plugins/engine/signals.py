@@ -17,14 +17,9 @@ _LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
 
 class Stopped(SystemExit):
-    """A run ended by a signal, after it was saved; the exit status is 130 for SIGINT and 143 for SIGTERM.
-
-    Attributes:
-        signal: The signal.
-    """
+    """A run ended by a signal, after it was saved; the exit status is 130 for SIGINT and 143 for SIGTERM."""
 
     def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
         super().__init__(_STATUS + number)
 
 

@@ -96,13 +96,7 @@ def find_checkpoint(opt: dict[str, Any]) -> Search:
 
 
 class TrainingRun:
-    """A run: what it is made of, and its loop.
-
-    Args:
-        prepared: Its options, its datasets and its model.
-        found: The checkpoint set to go on from, if any.
-        log: Where it logs to.
-    """
+    """A run: its loaders, its model and its checkpoints, from a checkpoint set on if there is one, and its loop."""
 
     def __init__(self, prepared: Prepared, found: CheckpointSet | None, log: RunLog) -> None:
         opt = prepared.opt
@@ -115,8 +109,7 @@ class TrainingRun:
         run_id = None if found is None or found.identity is None else found.identity.run_id
         identity = Identity.of(opt, self.loader.num_images, run_id)
         self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
-        self.bad_images_before = 0
-        self.start = 0
+        self.bad_images_before = self.start = 0
         if found is not None:
             self._resume(found, identity)
         self.saved = self.start
@@ -127,12 +120,7 @@ class TrainingRun:
         self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
 
     def execute(self) -> None:
-        """Train to the end, save and validate.
-
-        Raises:
-            Stopped: A signal ended the run.
-            BSRError: An image cannot be read, a file cannot be written, or numbers of the steps are not finite.
-        """
+        """Train to the end, save and validate; see `train_pipeline` for what is raised."""
         logger, began, interruption = self.log.logger, time.time(), Interruption()
         logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
         with interruption.awaited():
@@ -163,9 +151,8 @@ class TrainingRun:
             self.iter_timer.record()
             if iteration == 1:
                 self.messages.reset_start_time()
-            if iteration == self.start + 1:
-                for warning in self.late_reads():
-                    self.log.logger.warning(warning)
+            for warning in self.late_reads() if iteration == self.start + 1 else ():
+                self.log.logger.warning(warning)
             if iteration % print_freq == 0:
                 self._print(iteration, made)
             if iteration % save_freq == 0 or iteration == self.end:
@@ -177,11 +164,7 @@ class TrainingRun:
             self.iter_timer.start()
 
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
-        """Make a step, and tell whether it was; whatever draws from a global random state draws at the step's address.
-
-        Raises:
-            NonFiniteError: Its numbers, or those of too many steps in a row, are not finite.
-        """
+        """Make a step, and tell whether it was; what draws from a global random state draws at the step's address."""
         seed_random_states(derive_seed(self.opt["manual_seed"], "iteration", iteration, self.opt["rank"]))
         self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
         self.model.feed_data(batch)
@@ -207,11 +190,10 @@ class TrainingRun:
         figures |= (self.model.get_current_log() if made else {}) | self.guard.figures()
         if bad_images := self._bad_images():
             figures["bad_images"] = bad_images
-        if self.log.tensorboard is not None:
-            for name, value in figures.items():
-                if name not in _MESSAGE_ONLY:
-                    place = f"losses/{name}" if name.startswith("l_") else name  # as BasicSR has them
-                    self.log.tensorboard.add_scalar(place, value, iteration)
+        for name, value in figures.items():
+            if self.log.tensorboard is not None and name not in _MESSAGE_ONLY:
+                place = f"losses/{name}" if name.startswith("l_") else name  # as BasicSR has them
+                self.log.tensorboard.add_scalar(place, value, iteration)
         self.messages(figures)
 
     def _bad_images(self) -> int:
@@ -251,7 +233,6 @@ class TrainingRun:
         logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
 
     def _is_validated(self, iteration: int) -> bool:
-        """Tell whether an iteration is followed by a validation."""
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
     def _validate(self, iteration: int, interruption: Interruption) -> None:
@@ -279,8 +260,7 @@ class TrainingRun:
         raise Stopped(received)
 
     def _place(self, iteration: int) -> tuple[int, int]:
-        """Return the epoch of an iteration, and the number of its batch there."""
-        return divmod(iteration - 1, self.loader.batches_per_epoch)
+        return divmod(iteration - 1, self.loader.batches_per_epoch)  # the epoch, and the number of the batch in it
 
     def _log_statistics(self) -> None:
         dataset_opt, per_epoch = self.opt["datasets"]["train"], self.loader.batches_per_epoch

@@ -39,33 +39,26 @@ class _Measured(NamedTuple):
     values: list[float]
 
 
-def _never() -> bool:
-    return False
-
-
 def validate(
     model: Any,
     loader: DataLoader[Any],
     current_iter: int | str,
     tb_logger: Any,
     save_img: bool,
-    stopping: Callable[[], bool] = _never,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Validate or test a model on a dataset, as `model.validation` does, under one process or several.
 
-    Rank r of W takes images r, r + W, … of the dataset. Results are added up in the order of the images, so that
-    `metric_results` and `best_metric_results` are the same for any W, on every rank, and those of BasicSR's
-    `SRModel.nondist_validation`. Images are saved where that saves them. Images of any size go through networks that
-    work in windows, unless the model defines `test`. Training mode and random states stay as they were.
-
-    A model that is no `SRModel`, or defines its validation, uses that.
-
-    Under several processes it is collective: every rank calls it.
+    Every rank calls it; rank r of W takes images r, r + W, … of the dataset. Results are added up in the order of the
+    images, so that `metric_results` and `best_metric_results` are the same for any W, on every rank, and those of
+    BasicSR's `SRModel.nondist_validation`. Images are saved where that saves them. Images of any size go through
+    networks that work in windows, unless the model defines `test`. Training mode and random states stay as they were. A
+    model that is no `SRModel`, or defines its validation, uses that.
 
     Args:
         model: The model.
         loader: Gives one image a batch; the dataset's `opt["name"]` names it.
-        current_iter: The iteration, or what stands for it.
+        current_iter: The iteration, or the run's name in a test.
         tb_logger: TensorBoard's writer, to which rank 0 logs metrics; or None.
         save_img: Whether to save the images.
         stopping: Asked between images on every rank: one on which it says so breaks off, the others finish their share
