@@ -72,7 +72,7 @@ class StepWatch:
         )
 
     def figures(self) -> dict[str, float]:
-        """Return the gradient norms of the last step, if asked: `grad_norm`, or `grad_norm_0` … of several optimisers."""
+        """Return the last step's gradient norms, if asked: `grad_norm`, or `grad_norm_0` … of several optimisers."""
         alone = len(self._model.optimizers) == 1
         norms = self._norms if self._logs else []
         return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in norms}

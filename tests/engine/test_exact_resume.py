@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from bsr_plugins import engine
 from tests.engine.ended_runs import differences, last_checkpoints, load
 from tests.engine.stock_options import gan, stock
 
@@ -31,12 +34,22 @@ def prepared(options: Options, total: int = END) -> Options:
     return options
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of `ended` is kept for all tests."""
+    return tmp_path_factory.mktemp("ended") / "experiments"
+
+
 @pytest.fixture
-def ended(project: Project, redsr_options: Options, in_process: Run) -> tuple[Options, Path]:
-    """A run that has come to its end: its options, and its folder."""
-    options = prepared(redsr_options)
-    assert in_process("train", options).status == 0
-    return options, project.root / "experiments" / "tiny"
+def ended(project: Project, redsr_options: Options, in_process: Run, kept: Path) -> tuple[Options, Path]:
+    """A run that has come to its end, made once and copied: its options, and its folder."""
+    options, experiments = prepared(redsr_options), project.root / "experiments"
+    if kept.exists():
+        shutil.copytree(kept, experiments)
+    else:
+        assert in_process("train", options).status == 0
+        shutil.copytree(experiments, kept)
+    return options, experiments / "tiny"
 
 
 def losses(log: str) -> dict[int, str]:
@@ -209,30 +222,16 @@ def test_a_new_learning_rate_is_not_taken_and_that_is_said(in_process: Run, ende
 
 
 def test_auto_resume_finds_the_run_from_any_folder(
-    project: Project, redsr_options: Options, in_process: Run, tmp_path: Path
+    project: Project, ended: tuple[Options, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = prepared(redsr_options)
-    options["train"]["total_iter"] = STOP
-    assert in_process("train", options).status == 0
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    options["train"]["total_iter"] = END
-    file = project.write(options)
-    outcome = project.python("-c", RESUME, str(file), str(elsewhere))
-    assert outcome.status == 0, outcome.output
-    assert f"iter: {STOP}." in outcome.output
+    options, folder = ended
+    options["train"]["total_iter"] += 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(project.write(options)), "--auto_resume"])
+    assert engine.run(engine.train_pipeline, project.root) == 0
+    assert (folder / "training_states" / f"{END + 1}.state").is_file()
     assert project.experiments == ["tiny"], "nothing was archived"
-
-
-RESUME = """
-import os, sys
-from pathlib import Path
-root, file, folder = Path.cwd(), *sys.argv[1:]
-os.chdir(folder)
-sys.argv = ["train", "-opt", file, "--auto_resume"]
-from bsr_plugins import engine
-raise SystemExit(engine.run(engine.train_pipeline, root))
-"""
 
 
 def test_epochs_with_incomplete_batches_do_not_end_a_run_early(
