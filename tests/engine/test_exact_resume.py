@@ -57,65 +57,65 @@ def losses(log: str) -> dict[int, str]:
     return {int(n): text for n, text in re.findall(r"iter:\s+(\d+), lr:\(.*?\)\] \[[^\]]*\] (.*)", log)}
 
 
-def halves(options: Options, in_process: Run, project: Project, workers: tuple[int, int] = (0, 0)) -> tuple[Any, Any]:
-    """Make a run in one piece and in two; return what each has left."""
-    whole = copy.deepcopy(options) | {"name": "whole"}
-    left_alone = in_process("train", whole)
+def resumes_exactly(
+    options: Options, in_process: Run, project: Project, began: int = 0, resumed: tuple[int, ...] = (0,)
+) -> Any:
+    """Check that a run which goes on from its middle ends as it has ended before.
+
+    Args:
+        options: Its options.
+        in_process: Runs it.
+        project: Its folder.
+        began: How many workers load for the whole run.
+        resumed: How many load for the runs that go on.
+
+    Returns:
+        What the whole run has left.
+    """
+    options = copy.deepcopy(options)
+    options["datasets"]["train"]["num_worker_per_gpu"] = began
+    left_alone = in_process("train", options)
     assert left_alone.status == 0, left_alone.output
-
-    first = copy.deepcopy(options) | {"name": "halves"}
-    first["datasets"]["train"]["num_worker_per_gpu"] = workers[0]
-    began = in_process("train", first)
-    assert began.status == 0, began.output
-    for late in (project.root / "experiments" / "halves").glob("*/*"):
-        if late.stem == str(END) or late.stem.endswith((f"_{END}", "_latest")):
-            late.unlink()  # so that it seems to have been stopped; others are, in the tests of killed runs
-    second = copy.deepcopy(options) | {"name": "halves"}
-    second["datasets"]["train"]["num_worker_per_gpu"] = workers[1]
-    resumed = in_process("train", second, "--auto_resume")
-    assert resumed.status == 0, resumed.output
-    assert f"iter: {STOP}." in resumed.output
-
-    told = losses(left_alone.output)
-    assert set(told) == set(range(1, END + 1))
-    assert losses(began.output) == told
-    assert losses(resumed.output) == {n: text for n, text in told.items() if n > STOP}
-    return last_checkpoints(project.root, "whole"), last_checkpoints(project.root, "halves")
+    figures = losses(left_alone.output)
+    assert set(figures) == set(range(1, END + 1))
+    whole = last_checkpoints(project.root)
+    for workers in resumed:
+        for late in (project.root / "experiments" / "tiny").glob("*/*"):
+            if late.stem == str(END) or late.stem.endswith((f"_{END}", "_latest")):
+                late.unlink()  # so that it seems to have been stopped; others are, in the tests of killed runs
+        options["datasets"]["train"]["num_worker_per_gpu"] = workers
+        outcome = in_process("train", options, "--auto_resume")
+        assert outcome.status == 0, outcome.output
+        assert f"iter: {STOP}." in outcome.output
+        assert losses(outcome.output) == {n: text for n, text in figures.items() if n > STOP}
+        assert differences(whole, last_checkpoints(project.root)) == []
+    return whole
 
 
-@pytest.mark.parametrize("workers", [(0, 0), (0, 2), (3, 1)])
-def test_aacl_resumes_exactly(
-    project: Project, aacl_options: Options, in_process: Run, workers: tuple[int, int]
-) -> None:
+def test_aacl_resumes_exactly(project: Project, aacl_options: Options, in_process: Run) -> None:
     """With calibration, encoder phase, EMA, queue, and best metrics."""
     aacl_options["degradation"]["sampler"] = {"type": "ads", "grid": 5}
     aacl_options["train"]["encoder_phase"] = {"iters": 6, "lr": 0.001}
-    whole, halved = halves(prepared(aacl_options), in_process, project, workers)
+    whole = resumes_exactly(prepared(aacl_options), in_process, project, 0, (0, 2))
     assert {"net_g_8.pth", "net_moco_8.pth", "net_g_latest.pth", "net_moco_latest.pth"} < set(whole)
     assert whole["extras"]["best_metric_results"]["val"]["psnr"]["iter"] in (STOP, END)
-    assert differences(whole, halved) == []
+    assert differences(whole, resumes_exactly(prepared(aacl_options), in_process, project, 3, (1,))) == []
 
 
 def test_redsr_resumes_exactly(project: Project, redsr_options: Options, in_process: Run) -> None:
-    whole, halved = halves(prepared(redsr_options), in_process, project)
-    assert "net_degrader_8.pth" in whole
-    assert differences(whole, halved) == []
+    assert "net_degrader_8.pth" in resumes_exactly(prepared(redsr_options), in_process, project)
 
 
 def test_a_stock_model_on_a_stock_dataset_resumes_exactly(
     project: Project, redsr_options: Options, in_process: Run, paired: Options
 ) -> None:
-    options = prepared(stock(redsr_options, paired))
-    whole, halved = halves(options, in_process, project, (0, 2))
-    assert differences(whole, halved) == []
+    resumes_exactly(prepared(stock(redsr_options, paired)), in_process, project, 0, (2,))
 
 
 def test_a_gan_resumes_exactly(project: Project, redsr_options: Options, in_process: Run, paired: Options) -> None:
     """Two optimisers from one block, of which BasicSR's models take out what they read, and spectral norm's buffers."""
     options = prepared(gan(stock(redsr_options, paired)))
-    whole, halved = halves(options, in_process, project, (0, 2))
-    assert "net_d_8.pth" in whole
-    assert differences(whole, halved) == []
+    assert "net_d_8.pth" in resumes_exactly(options, in_process, project, 0, (2,))
 
 
 def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(
@@ -264,6 +264,14 @@ def test_a_drawn_seed_is_kept(redsr_options: Options, in_process: Run) -> None:
     assert resumed.status == 0, resumed.output
     assert set(re.findall(r"(?<!\w)(?:manual_)?seed: (\d+)", resumed.output)) == {drawn}
     assert "does not go on exactly" not in resumed.output
+
+
+def test_sets_that_a_killed_run_had_no_time_to_remove_are_removed(in_process: Run, ended: tuple[Options, Path]) -> None:
+    options, folder = ended
+    options["logger"]["save_last_n"] = 1
+    assert in_process("train", options, "--auto_resume").status == 0
+    names = ["8.state", "net_degrader_8.pth", "net_degrader_latest.pth", "net_g_8.pth", "net_g_latest.pth"]
+    assert sorted(file.name for file in folder.glob("*/*")) == names
 
 
 def test_a_resumed_run_must_not_be_past_its_end(project: Project, in_process: Run, ended: tuple[Options, Path]) -> None:
