@@ -129,7 +129,7 @@ class BlindSRModel(WholeBatchModel):
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
         train_opt = {key: self.opt["train"][key] for key in StepGuardOptions.model_fields if key in self.opt["train"]}
         self.guard = StepGuard(read_block(StepGuardOptions, train_opt, "train"))
-        self.step_made = True
+        self.step_made, self._measured = True, False
         self.degradation = self._build_degradation()
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
         self.build_losses()
@@ -163,13 +163,21 @@ class BlindSRModel(WholeBatchModel):
         if self.degradation is None or not self.degradation.needs_calibration:
             return
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
-        if file.is_file():
+        if file.is_file() and self.opt["path"].get("resume_state") is not None:
             try:
                 self.degradation.load_calibration(json.loads(file.read_text()))
             except (OSError, ValueError) as error:
                 raise BSRError(f"{file}: cannot be used ({error}), expected what this run has measured") from error
             return
         self.degradation.calibrate(calibration_patches(self.opt["datasets"]["train"]).to(self.device))
+        self._measured = True
+
+    def save_calibration(self) -> None:
+        """Save what was measured with the run; the first step does it."""
+        if not self._measured or self.degradation is None:
+            return
+        self._measured = False
+        file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
         _write_json(file, self.degradation.calibration())
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
 
@@ -208,6 +216,7 @@ class BlindSRModel(WholeBatchModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Do one training step and fill `log_dict` with every loss and every figure by name."""
+        self.save_calibration()
         self.current_iter = current_iter
         self.figures: dict[str, Tensor] = {}
         self.guard.begin([self.net_g, *self.training_networks.values()])

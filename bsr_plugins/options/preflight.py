@@ -15,7 +15,11 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
+from bsr_plugins.engine.network_checks import _build
+from bsr_plugins.engine.pretrained import check_weights
 from bsr_plugins.engine.run_options import read_run
+from bsr_plugins.errors import OptionError
+from bsr_plugins.random_states import random_states_kept
 
 
 @dataclass
@@ -42,6 +46,23 @@ class Prepared:
         return []
 
 
+def _check_set(opt: dict[str, Any]) -> None:
+    """Check that the networks of the checkpoint that a run goes on from are those of the options."""
+    ignored = opt["path"].get("ignore_resume_networks") or ()
+    if opt["path"].get("resume_state") is None:
+        return
+    with random_states_kept():
+        for key in [key for key in opt if key.startswith("network_") and opt[key] is not None and key not in ignored]:
+            strict = opt["path"] | {f"strict_load_{key.removeprefix('network_')}": True}
+            try:
+                check_weights(key, _build(key, opt), strict)
+            except OptionError as error:
+                raise OptionError(
+                    f"path.resume_state: {opt['path']['resume_state']}: its networks are not those of the options "
+                    f"({error}), expected the options that it was saved with"
+                ) from error
+
+
 class _Keeping(logging.Handler):
     def __init__(self, records: list[logging.LogRecord]) -> None:
         super().__init__()
@@ -60,6 +81,7 @@ def prepare(root_path: str, is_train: bool, resume: Callable[[dict[str, Any]], N
     opt, logger = run.opt, get_root_logger()
     if resume is not None:
         resume(opt)
+        _check_set(opt)
     handlers, level = logger.handlers[:], logger.level
     logger.handlers[:] = [_Keeping(prepared.records)]
     logger.setLevel(logging.INFO)
