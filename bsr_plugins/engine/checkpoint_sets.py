@@ -10,22 +10,16 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from pydantic import ConfigDict, Field
-from torch import nn
 
 from bsr_plugins.atomic_file import Fingerprint, fingerprint
-from bsr_plugins.blocks import build_from_block
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options.declared import OptionBlock, read_block
-from bsr_plugins.random_states import random_states_kept
 from bsr_plugins.safe_loading import load_safely
 
 SUPERSEDED = "_superseded"
@@ -38,8 +32,6 @@ _SUPERSEDED = re.compile(rf"(0|[1-9][0-9]*)(?:_[0-9]+)?\.state{SUPERSEDED}")
 _NETWORK = re.compile(r"(.+)_(0|[1-9][0-9]*)\.pth")
 _OPTION = "network_"
 _PARAMS = "params"  # as BasicSR's models save networks, whatever they began with
-_SUFFIX = "_basicsr"  # of archs that BasicSR's registry finds without it too
-_NAMED = 3  # so many tensors make a message
 
 
 @dataclass(frozen=True)
@@ -169,39 +161,6 @@ def use_networks(opt: dict[str, Any], found: CheckpointSet) -> None:
     for name in wanted_networks(opt):
         opt["path"][f"pretrain_{_OPTION}{name}"] = str(found.networks[name])
         opt["path"][f"param_key_{name}"] = _PARAMS
-
-
-def check_networks(opt: Mapping[str, Any], found: CheckpointSet) -> None:
-    """Check that the networks of a set are those of a run's options, tensor for tensor; these are built for that.
-
-    Raises:
-        OptionError: They are not.
-    """
-    for name in wanted_networks(opt):
-        key, file = _OPTION + name, found.networks[name]
-        content = load_safely(file, str(file))
-        weights = content.get(_PARAMS) if isinstance(content, Mapping) else None
-        saved = _shapes(weights) if isinstance(weights, Mapping) else {}
-        expected = _shapes(_build_for_shapes(opt[key], key).state_dict())
-        differing = [tensor for tensor in {**expected, **saved} if expected.get(tensor) != saved.get(tensor)]
-        if differing:
-            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
-            raise OptionError(
-                f"{found.file}: its networks are not those of the options ({file.name} differs from {key} in "
-                f"{', '.join(differing[:_NAMED])}{more}), expected the options that it was saved with"
-            )
-
-
-def _build_for_shapes(block: Mapping[str, Any], key: str) -> nn.Module:
-    known = {name.removesuffix(_SUFFIX): arch for name, arch in ARCH_REGISTRY} | dict(iter(ARCH_REGISTRY))
-    with random_states_kept():
-        with suppress(Exception), torch.device("meta"):  # some look at numbers; what is truly wrong is met below
-            return build_from_block(block, known, key)  # type: ignore[no-any-return]
-        return build_from_block(block, known, key)  # type: ignore[no-any-return]
-
-
-def _shapes(weights: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: getattr(value, "shape", None) for name, value in weights.items()}
 
 
 def _with_networks(found: CheckpointSet, wanted: Iterable[str]) -> CheckpointSet:

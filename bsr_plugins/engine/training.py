@@ -13,7 +13,7 @@ import torch
 from basicsr.utils import AvgTimer, MessageLogger
 
 from bsr_plugins.engine.checkpoint_identity import Identity
-from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, check_networks, find_set, use_networks
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
@@ -72,8 +72,7 @@ def find_checkpoint(opt: dict[str, Any]) -> Search:
         opt: The run's options; see `find_set`.
 
     Raises:
-        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run, or its
-            networks are not those of the options.
+        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
     """
     search = of_first(lambda: find_set(opt))
     found, passed_over = search
@@ -88,7 +87,6 @@ def find_checkpoint(opt: dict[str, Any]) -> Search:
             raise OptionError(
                 f"train.total_iter: {end}, expected at least {found.iteration}, the iteration of {found.file}"
             )
-        of_first(lambda: check_networks(opt, found))
         use_networks(opt, found)
         if opt.get("manual_seed") is None and found.identity is not None:
             opt["manual_seed"] = found.identity.manual_seed

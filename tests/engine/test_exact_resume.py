@@ -194,7 +194,7 @@ def test_other_networks_do_not_go_on_from_a_checkpoint(
     before = sorted(folder.rglob("*"))
     refused = in_process("train", options, "--auto_resume")
     assert refused.status == 2
-    assert "8.state: its networks are not those of the options (net_g_8.pth differs from network_g in" in refused.output
+    assert "training_states/8.state: its networks are not those of the options (path.pretrain_net" in refused.output
     assert sorted(folder.rglob("*")) == before
     assert project.experiments == ["tiny"]
 

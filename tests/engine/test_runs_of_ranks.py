@@ -97,20 +97,20 @@ def test_a_run_of_two_processes_resumes_exactly(project: Project, stock: Options
     assert differences(last_checkpoints(project.root, "whole"), last_checkpoints(project.root, "halves")) == []
 
 
+def be_impatient() -> None:
+    """Shorten the time for which a silent process leaves the one that speaks."""
+    sys.modules[engine.run.__module__]._GRACE_S = 1.0  # type: ignore[attr-defined]
+
+
 def test_a_checkpoint_that_does_not_fit_ends_both_processes(project: Project, stock: Options) -> None:
     stock["train"]["total_iter"], stock["val"] = STOP, None
     train_to_the_end(project, of_two(project, stock, "two"))
     stock["network_g"]["num_feat"] *= 2
     stock["train"]["total_iter"] = END
-    ranks = start_ranks(project, of_two(project, stock, "two"), 2)
+    ranks = start_ranks(project, of_two(project, stock, "two"), 2, be_impatient)
     assert [rank.process.wait(DEADLINE) for rank in ranks] == [2, 2], ranks[0].said()
     assert "10.state: its networks are not those of the options" in ranks[0].said()
     assert project.experiments == ["two"]
-
-
-def be_impatient() -> None:
-    """Shorten the time for which a silent process leaves the one that speaks."""
-    sys.modules[engine.run.__module__]._GRACE_S = 1.0  # type: ignore[attr-defined]
 
 
 def test_bad_options_end_all_processes_with_one_list(project: Project, stock: Options) -> None:
