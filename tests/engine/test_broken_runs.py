@@ -22,6 +22,7 @@ from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.errors import BSRError
 from bsr_plugins.models import ReDSRModel
 from tests.engine.ended_runs import differences, last_checkpoints, load
+from tests.engine.stock_options import stock
 from tests.engine.training_processes import DEADLINE, Training
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ def test_losses_that_stay_nan_end_the_run(
 ) -> None:
     options = options_of(redsr_options)
     options["train"] |= {"max_nonfinite_steps": 3}
-    stock = ReDSRModel.feed_data
+    feed = ReDSRModel.feed_data
     fed: list[int] = []
 
     def feed_data(self: ReDSRModel, data: dict[str, torch.Tensor]) -> None:
         fed.append(1)
         if len(fed) > STOP + 1:
             data = data | {"gt": data["gt"] * float("nan")}
-        stock(self, data)
+        feed(self, data)
 
     monkeypatch.setattr(ReDSRModel, "feed_data", feed_data)
     outcome = in_process("train", options)
@@ -77,20 +78,20 @@ def test_losses_that_stay_nan_end_the_run(
 
 
 def test_a_loss_that_is_nan_ends_the_run_of_a_stock_model_at_once(
-    project: Project, pairs: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+    project: Project, redsr_options: Options, paired: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = SRModel.feed_data
+    feed = SRModel.feed_data
     fed: list[int] = []
 
     def feed_data(self: SRModel, data: dict[str, torch.Tensor]) -> None:
         fed.append(1)
-        stock(self, data | {"lq": data["lq"] * float("nan")} if len(fed) > STOP + 1 else data)
+        feed(self, data | {"lq": data["lq"] * float("nan")} if len(fed) > STOP + 1 else data)
 
     monkeypatch.setattr(SRModel, "feed_data", feed_data)
-    outcome = in_process("train", options_of(pairs))
+    outcome = in_process("train", options_of(stock(redsr_options, paired)))
     assert outcome.status == 2
     said = outcome.output.splitlines()[-1]
-    assert "iteration 6: l_pix is nan, the gradient norm of optimizers[0] is nan; gt_path gt/" in said
+    assert "iteration 6: l_pix is nan, the gradient norm of optimizers[0] is nan; gt_path /" in said
     assert said.endswith("or set train.clip_grad_norm; the last checkpoint is net_*_4.pth of this run")
     assert sorted(file.name for file in folder_of(project).glob("*/*")) == ["4.state", "net_g_4.pth"]
 
@@ -98,12 +99,12 @@ def test_a_loss_that_is_nan_ends_the_run_of_a_stock_model_at_once(
 def test_a_few_bad_steps_are_left_out(
     project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = ReDSRModel.feed_data
+    feed = ReDSRModel.feed_data
     fed: list[int] = []
 
     def feed_data(self: ReDSRModel, data: dict[str, torch.Tensor]) -> None:
         fed.append(1)
-        stock(self, data | {"gt": data["gt"] * float("nan")} if len(fed) in (2, 5) else data)
+        feed(self, data | {"gt": data["gt"] * float("nan")} if len(fed) in (2, 5) else data)
 
     monkeypatch.setattr(ReDSRModel, "feed_data", feed_data)
     outcome = in_process("train", options_of(redsr_options))

@@ -67,7 +67,8 @@ def test_a_bad_batch_leaves_no_trace_in_our_models(kind: str, opts: dict[str, Op
             step(undisturbed, iteration, batch)
             assert any(not torch.equal(value, before[key]) for key, value in state_of(model).items() if key in before)
     assert_equal(state_of(model), state_of(undisturbed))
-    assert dict(model.get_current_log()) == dict(undisturbed.get_current_log())
+    logged = {name: value for name, value in model.get_current_log().items() if name != "skipped_steps"}
+    assert logged == dict(undisturbed.get_current_log())
     assert guard.figures() == {"skipped_steps": 2.0}
     if kind == "aacl":
         assert int(model.bare_moco.queue_filled) == 12, "three steps of four keys"
