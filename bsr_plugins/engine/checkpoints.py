@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,11 +161,9 @@ class CheckpointStore:
         """Tell whether this run has written a network's file to which there is no state."""
         if file in self._foreign:
             return False
-        try:
+        with suppress(BSRError, LookupError, TypeError):  # it is no checkpoint, or one that others have written
             if load_safely(file, str(file))[KEY]["run_id"] == self._identity.run_id:
                 return True
-        except (BSRError, LookupError, TypeError):  # no checkpoint, or one of others
-            pass
         self._foreign.add(file)
         return False
 
