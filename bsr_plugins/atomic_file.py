@@ -51,25 +51,17 @@ class StagedFile:
     def __init__(self, file: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
         self.file = file
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
-            with _reported(file):
-                self.fingerprint = self._write(write)
-        except BaseException:
-            self.discard()
-            raise
-
-    def _write(self, write: Callable[[BinaryIO], None] | bytes) -> Fingerprint:
-        with self.temporary.open("wb") as file:
-            stream = _Stream(file)
+        with self._discarded_on_failure(), self.temporary.open("wb") as opened:
+            stream = _Stream(opened)
             if isinstance(write, bytes):
                 stream.write(write)
             else:
                 write(cast(BinaryIO, stream))
             if stream.error is not None:
                 raise stream.error
-            file.flush()
-            os.fsync(file.fileno())
-            return stream.fingerprint
+            opened.flush()
+            os.fsync(opened.fileno())
+        self.fingerprint = stream.fingerprint
 
     def commit(self) -> None:
         """Give it its name, over whatever has had it.
@@ -77,18 +69,23 @@ class StagedFile:
         Raises:
             BSRError: That cannot be done; nothing is left of it then.
         """
-        try:
-            with _reported(self.file):
-                self.temporary.replace(self.file)
-        except BaseException:
-            self.discard()
-            raise
+        with self._discarded_on_failure():
+            self.temporary.replace(self.file)
         sync_folder(self.file.parent)
 
     def discard(self) -> None:
         """Remove it, unless it has its name already."""
         with suppress(OSError):
             self.temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _discarded_on_failure(self) -> Iterator[None]:
+        try:
+            with reported(self.file, "written"):
+                yield
+        except BaseException:
+            self.discard()
+            raise
 
 
 class _Stream(io.RawIOBase):
@@ -98,9 +95,7 @@ class _Stream(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        self._size = 0
+        self._file, self._size, self._hash = file, 0, hashlib.blake2b(digest_size=_DIGEST_BYTES)
         self.error: OSError | None = None
 
     @property
@@ -144,9 +139,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
     Raises:
         BSRError: One cannot be removed.
     """
-    if not folder.is_dir():
-        return []
-    leftovers = sorted(file for file in folder.iterdir() if _LEFTOVER.fullmatch(file.name) and file.is_file())
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    leftovers = [file for file in files if _LEFTOVER.fullmatch(file.name) and file.is_file()]
     for file in leftovers:
         remove(file)
     return leftovers
@@ -158,10 +152,8 @@ def remove(file: Path) -> None:
     Raises:
         BSRError: It cannot be removed.
     """
-    try:
+    with reported(file, "removed"):
         file.unlink(missing_ok=True)
-    except OSError as error:
-        raise BSRError(f"{file}: cannot be removed ({error.strerror})") from error
 
 
 def fingerprint(file: Path) -> Fingerprint:
@@ -171,11 +163,10 @@ def fingerprint(file: Path) -> Fingerprint:
         OSError: It cannot be read.
     """
     with file.open("rb") as stream:
-        digest, size = hashlib.blake2b(digest_size=_DIGEST_BYTES), 0
+        digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
-            size += len(chunk)
-    return Fingerprint(digest.hexdigest(), size)
+        return Fingerprint(digest.hexdigest(), stream.tell())
 
 
 def unused(path: Path) -> Path:
@@ -194,7 +185,7 @@ def sync_folder(folder: Path) -> None:
     """
     if not hasattr(os, "O_DIRECTORY"):  # a system on which folders cannot be opened
         return
-    with _reported(folder):
+    with reported(folder, "written"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -203,9 +194,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _reported(file: Path) -> Iterator[None]:
-    """Turn an error of the system into one that names the file."""
+def reported(file: Path, what: str) -> Iterator[None]:
+    """Turn an error of the system into a BSRError: the file cannot be `what`, e.g. `written`."""
     try:
         yield
     except OSError as error:
-        raise BSRError(f"{file}: cannot be written ({error.strerror or error})") from error
+        raise BSRError(f"{file}: cannot be {what} ({error.strerror or error})") from error

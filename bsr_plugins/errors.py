@@ -42,16 +42,19 @@ def line_of(error: BSRError) -> str:
     return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
-def reason_of(error: BaseException, placed: bool = False) -> str:
+def described(error: BaseException, placed: bool = False) -> str:
     """Write down an error of any kind in one line, for another one's message: `KeyError: 'scale'`.
 
     Args:
         error: The error.
         placed: Whether to add the file and line that raised it, where somebody else's code may be at fault.
     """
+    # BasicSR raises some errors with several texts in the place of one.
+    several = len(error.args) > 1 and all(isinstance(text, str) for text in error.args)
+    said = " ".join((" ".join(error.args) if several else str(error)).split())
     frames = traceback.extract_tb(error.__traceback__) if placed else []
     place = f", in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}".split()) + place
+    return (f"{type(error).__name__}: {said}" if said else type(error).__name__) + place
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
@@ -82,11 +85,3 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> OptionError:
     """
     known = sorted(known)
     return OptionError(f"{what}: unknown name {name!r}, expected one of {', '.join(known)}{did_you_mean(name, known)}")
-
-
-def described(error: BaseException) -> str:
-    """Return an error in one line: its type and what it says."""
-    # BasicSR raises some errors with several texts in the place of one.
-    several = len(error.args) > 1 and all(isinstance(text, str) for text in error.args)
-    said = " ".join((" ".join(error.args) if several else str(error)).split())
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__

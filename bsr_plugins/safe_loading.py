@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bsr_plugins.errors import BSRError
+from bsr_plugins.errors import BSRError, described
 
 
 def load_safely(file: Path, place: str) -> Any:
@@ -28,5 +28,5 @@ def load_safely(file: Path, place: str) -> Any:
     except OSError as error:
         raise BSRError(f"{place}: cannot be read ({error.strerror}), expected a checkpoint") from error
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0]
+        reason = described(error).split(". ")[0]
         raise BSRError(f"{place}: cannot be loaded safely ({reason}), expected a checkpoint") from error

@@ -116,7 +116,7 @@ class _Maker:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
         block = {
-            "name": _NAME,
+            "name": "test set",
             "phase": "test",
             "scale": request.scale,
             "dataroot_gt": list(request.roots),

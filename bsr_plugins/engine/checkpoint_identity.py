@@ -6,63 +6,54 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bsr_plugins.errors import BSRError
+from pydantic import ConfigDict, Field
 
-if TYPE_CHECKING:
-    from bsr_plugins.engine.checkpoint_sets import Found
+from bsr_plugins.options.declared import OptionBlock
 
 KEY = "bsr_plugins"
-"""Where a checkpoint file says what it belongs to, next to BasicSR's own keys."""
+"""Where a checkpoint file says what it belongs to, next to BasicSR's keys."""
 
 _VERSION = 1
 _DIGEST_BYTES = 16
+_COMPARED_ALONE = {"manual_seed", "num_gpu", "world_size"}
 _LEFT_OUT = {
     "": {"auto_resume", "dist", "dist_params", "is_train", "logger", "name", "path", "rank", "root_path", "val"},
     "train": {"total_iter", "max_nonfinite_steps", "log_grad_norm"},
     "datasets.train": {
-        "name",
-        "num_prefetch_queue",
-        "num_worker_per_gpu",
-        "persistent_workers",
-        "pin_memory",
-        "prefetch_mode",
+        *("batch_size_per_gpu", "name", "num_prefetch_queue", "num_worker_per_gpu", "persistent_workers"),
+        *("pin_memory", "prefetch_mode"),
     },
 }
-_COMPARED_ALONE = {"": {"manual_seed", "num_gpu", "world_size"}, "datasets.train": {"batch_size_per_gpu"}}
+_IN_WORDS = {
+    "world_size": "processes",
+    "total_batch": "samples a batch over all processes",
+    "num_samples": "training images",
+    "manual_seed": "as manual_seed",
+}
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What a run's checkpoints say of the run.
+class Identity(OptionBlock):
+    """What a run's checkpoints say of the run, under `KEY`."""
 
-    Attributes:
-        run_id: Drawn when the run began, and kept when it is resumed.
-        name: The run's name.
-        world_size: Number of processes.
-        total_batch: Samples in a batch of all processes.
-        num_samples: Samples of the training dataset.
-        manual_seed: The run's seed.
-        options_digest: Fingerprint of the options that an iteration's result depends on.
-    """
+    model_config = ConfigDict(extra="ignore")
 
-    run_id: str
-    name: str
-    world_size: int
-    total_batch: int
-    num_samples: int
-    manual_seed: int
-    options_digest: str
+    version: int = Field(default=_VERSION, ge=_VERSION, le=_VERSION, description="The form of these keys.")
+    run_id: str = Field(description="Drawn when the run began, and kept when it is resumed.")
+    name: str = Field(description="The run's name.")
+    world_size: int = Field(description="Number of processes.")
+    total_batch: int = Field(description="Samples in a batch of all processes.")
+    num_samples: int = Field(description="Samples of the training dataset.")
+    manual_seed: int = Field(description="The run's seed.")
+    options_digest: str = Field(description="Fingerprint of the options that an iteration's result depends on.")
 
     @classmethod
     def of(cls, opt: Mapping[str, Any], num_samples: int, run_id: str | None = None) -> Identity:
         """Say what a run's checkpoints are to carry.
 
         Args:
-            opt: The run's options; not yet those that a model has been built with, as BasicSR's models take out of
-                them.
+            opt: The run's options, unchanged by a model: BasicSR's models take keys out of theirs.
             num_samples: Samples of the training dataset.
             run_id: That of the run which goes on; without it, one is drawn.
         """
@@ -78,76 +69,40 @@ class Identity:
             options_digest=_digest(opt),
         )
 
-    def written(self, iteration: int) -> dict[str, Any]:
-        """Return what a checkpoint of an iteration carries under `KEY`: plain numbers and text."""
-        return {"version": _VERSION, "iteration": iteration, **asdict(self)}
+    def remarks_on(self, name: str, saved: Identity | None) -> list[str]:
+        """Return, one line each, why the run does not go on from a checkpoint set exactly as if it had not stopped.
 
-    @classmethod
-    def read(cls, content: object) -> Identity:
-        """Read what `written` gave.
-
-        Raises:
-            BSRError: It is something else.
+        Args:
+            name: The name of the set's training state.
+            saved: What the set carries; None if BasicSR's trainer has written it.
         """
-        if not isinstance(content, Mapping) or content.get("version") != _VERSION:
-            version = content.get("version") if isinstance(content, Mapping) else None
-            raise BSRError(f"its '{KEY}' has the version {version!r}, expected {_VERSION}")
-        expected = {"str": str, "int": int}
-        for field in fields(cls):
-            if type(content.get(field.name)) is not expected[str(field.type)]:
-                raise BSRError(f"its '{KEY}' has the {field.name} {content.get(field.name)!r}, expected {field.type}")
-        return cls(**{field.name: content[field.name] for field in fields(cls)})
-
-    def differences(self, other: Identity) -> list[str]:
-        """Return, in words, why a run does not go on exactly from a checkpoint of another."""
-        words = {
-            "world_size": "processes",
-            "total_batch": "samples a batch over all processes",
-            "num_samples": "training images",
-            "manual_seed": "as manual_seed",
-        }
+        end = ": the run does not go on exactly as it would have."
+        if saved is None:
+            return [f"{name} is BasicSR's, which keeps less than it takes{end}"]
         changes = [
-            f"{getattr(other, name)} {what}, and not {getattr(self, name)}"
-            for name, what in words.items()
-            if getattr(other, name) != getattr(self, name)
+            f"{getattr(saved, key)} {what}, and not {getattr(self, key)}"
+            for key, what in _IN_WORDS.items()
+            if getattr(saved, key) != getattr(self, key)
         ]
-        return changes + (["other options of training"] if self.options_digest != other.options_digest else [])
-
-
-def check_identity(found: Found, identity: Identity) -> list[str]:
-    """Return, one line each, why a run does not go on from a checkpoint set exactly as if it had not stopped.
-
-    Args:
-        found: The set.
-        identity: What the run's own checkpoints will carry.
-    """
-    if found.identity is None:
+        if saved.options_digest == self.options_digest:
+            return [f"{name} was saved with {change}{end}" for change in changes]
         return [
-            f"{found.file.name} is BasicSR's own, which keeps less than it takes: the run does not go on exactly as it "
-            "would have."
+            *(f"{name} was saved with {change}{end}" for change in [*changes, "other options of training"]),
+            f"Optimisers and schedules go on as {name} has them, learning rates and milestones included, whatever the "
+            "options say now.",
         ]
-    remarks = [
-        f"{found.file.name} was saved with {difference}: the run does not go on exactly as it would have."
-        for difference in identity.differences(found.identity)
-    ]
-    if identity.options_digest != found.identity.options_digest:
-        remarks.append(
-            f"Optimisers and schedules go on as {found.file.name} has them, learning rates and milestones included, "
-            "whatever the options say now."
-        )
-    return remarks
 
 
 def _digest(opt: Mapping[str, Any]) -> str:
     """Fingerprint the options that the result of an iteration depends on, but for those that are compared alone."""
-    kept = _without(opt, "") | {"datasets": _without(opt["datasets"]["train"], "datasets.train")}
-    kept["train"] = _without(opt["train"], "train")
+    kept = _without(opt, _LEFT_OUT[""] | _COMPARED_ALONE)
+    kept["datasets"] = _without(opt["datasets"]["train"], _LEFT_OUT["datasets.train"])
+    kept["train"] = _without(opt["train"], _LEFT_OUT["train"])
     text = json.dumps(_in_order(kept), default=str)
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def _without(block: Mapping[str, Any], place: str) -> dict[str, Any]:
-    left_out = _LEFT_OUT[place] | _COMPARED_ALONE.get(place, set())
+def _without(block: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
     return {key: value for key, value in block.items() if key not in left_out}
 
 

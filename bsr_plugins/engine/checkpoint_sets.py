@@ -2,48 +2,47 @@
 
 A set is `training_states/N.state` and every `models/LABEL_N.pth`. Where our engine has written it, the state holds a
 fingerprint of every network file and is written last, so a set is complete exactly if its state can be read and all the
-fingerprints agree. BasicSR's own sets have nothing of the kind: there all that can be asked is that the files load.
+fingerprints agree. BasicSR's sets have nothing of the kind: there all that can be asked is that the files load.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ConfigDict, Field
+
 from bsr_plugins.atomic_file import Fingerprint, fingerprint
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
-from bsr_plugins.errors import BSRError
+from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.safe_loading import load_safely
 
 SUPERSEDED = "_superseded"
 """What the names of training states end in that a run has set aside."""
+NETWORK_LABEL = "net_"
+"""What the labels begin with that BasicSR's models give their networks."""
 
 _STATE = re.compile(r"(0|[1-9][0-9]*)\.state")
 _SUPERSEDED = re.compile(rf"(0|[1-9][0-9]*)(?:_[0-9]+)?\.state{SUPERSEDED}")
 _NETWORK = re.compile(r"(.+)_(0|[1-9][0-9]*)\.pth")
-_PREFIX = "net_"  # of the labels that BasicSR's models give their networks
 _OPTION = "network_"
+_PARAMS = "params"  # as BasicSR's models save networks, whatever they began with
 
 
 @dataclass(frozen=True)
 class RunFolders:
-    """Where a run keeps its checkpoints.
-
-    Attributes:
-        models: The folder of the networks.
-        states: The folder of the training states.
-    """
+    """Where a run keeps its checkpoints: the folders of its networks and of its training states."""
 
     models: Path
     states: Path
 
     @classmethod
     def of(cls, path_opt: Mapping[str, Any]) -> RunFolders:
-        """Take them from the block `path` of a run's options."""
         return cls(Path(path_opt["models"]), Path(path_opt["training_states"]))
 
     def saved_states(self) -> dict[int, Path]:
@@ -54,16 +53,13 @@ class RunFolders:
         """Return the training states that a run has set aside, with their iterations."""
         return [(int(match[1]), file) for file, match in _matches(self.states, _SUPERSEDED)]
 
-    def saved_networks(self) -> dict[int, list[Path]]:
-        """Return the files of networks by iteration, those of every label."""
-        found: dict[int, list[Path]] = {}
-        for file, match in _matches(self.models, _NETWORK):
-            found.setdefault(int(match[2]), []).append(file)
-        return found
+    def saved_networks(self) -> list[tuple[int, str, Path]]:
+        """Return the files of networks, each with its iteration and label."""
+        return [(int(match[2]), match[1], file) for file, match in _matches(self.models, _NETWORK)]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer
-class Found:
+class CheckpointSet:
     """A complete checkpoint set.
 
     Attributes:
@@ -71,8 +67,8 @@ class Found:
         iteration: The iteration after which it was saved.
         state: What BasicSR's `resume_training` takes: `epoch`, `iter`, `optimizers`, `schedulers`.
         networks: The files of the networks, by their names in the options less `network_`, e.g. `g`.
-        identity: What it belongs to; None if BasicSR's own trainer has written it, so that a run cannot go on exactly.
-        extras: What `CheckpointStore.save` was given besides; empty if BasicSR's own trainer has written it.
+        identity: What it belongs to; None if BasicSR's trainer has written it, so that a run cannot go on exactly.
+        extras: The other things that `CheckpointStore.save` was given; empty if BasicSR's trainer has written it.
     """
 
     file: Path
@@ -84,22 +80,19 @@ class Found:
 
 
 class Search(NamedTuple):
-    """What a search for a checkpoint set has found.
+    """The newest complete set, if there is one, and a line for every newer one that is broken, with the reason."""
 
-    Attributes:
-        found: The newest complete set, if there is one.
-        passed_over: A line for every newer one that is broken, with the reason, the newest first.
-    """
-
-    found: Found | None
+    found: CheckpointSet | None
     passed_over: list[str]
 
 
-class _BrokenError(BSRError):
-    """A set cannot be used: the file that is at fault, and why."""
+class _Contents(OptionBlock):
+    """What a training state carries under `KEY` with its identity."""
 
-    def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file.parent.name}/{file.name}: {reason}")
+    model_config = ConfigDict(extra="ignore")
+
+    files: dict[str, Fingerprint] = Field(description="Fingerprints of the set's networks, by file name.")
+    extras: dict[str, Any] = Field(description="What `CheckpointStore.save` was given.")
 
 
 def find_set(opt: Mapping[str, Any]) -> Search:
@@ -109,26 +102,23 @@ def find_set(opt: Mapping[str, Any]) -> Search:
     `path.resume_state`.
 
     Raises:
-        BSRError: What `path.resume_state` names is broken or missing.
+        BSRError: What `path.resume_state` names is broken or missing, or lacks a network of the options.
     """
-    search = Search(None, [])
+    search, wanted = Search(None, []), wanted_networks(opt)
     if opt["auto_resume"]:
-        search = newest_complete(RunFolders.of(opt["path"]), wanted_networks(opt))
+        search = newest_complete(RunFolders.of(opt["path"]), wanted)
     named = opt["path"].get("resume_state")
     if search.found is None and named is not None:
-        search = Search(load_set(Path(named)), search.passed_over)
+        search = Search(_with_networks(load_set(Path(named)), wanted), search.passed_over)
     return search
 
 
 def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
-    """Find the newest complete set of a run.
-
-    Nothing that lies in the folders makes it fail: what is no checkpoint is left out, what is a broken one is passed
-    over.
+    """Find the newest complete set of a run; what is no checkpoint in the folders is left out.
 
     Args:
         folders: Where to look; they need not exist.
-        wanted: Networks that a set must have, named as in `Found.networks`.
+        wanted: Networks that a set must have, named as in `CheckpointSet.networks`.
 
     Raises:
         BSRError: A folder cannot be read.
@@ -136,30 +126,26 @@ def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
     wanted, passed_over = tuple(wanted), list[str]()
     for _, file in sorted(folders.saved_states().items(), reverse=True):
         try:
-            return Search(_load(file, folders.models, wanted), passed_over)
+            return Search(_with_networks(_load(file, folders.models), wanted), passed_over)
         except BSRError as error:
             passed_over.append(str(error))
     return Search(None, passed_over)
 
 
-def load_set(state_file: Path, models: Path | None = None) -> Found:
-    """Load the set of a training state.
-
-    Args:
-        state_file: The training state, of any name.
-        models: The folder of its networks; without it, `models` next to the state's folder, as a run has it.
+def load_set(state_file: Path, models: Path | None = None) -> CheckpointSet:
+    """Load the set of a training state of any name; without `models`, its networks lie as a run has them.
 
     Raises:
         BSRError: The set is broken or missing.
     """
     try:
-        return _load(state_file, models or state_file.parent.parent / "models", ())
+        return _load(state_file, models or state_file.parent.parent / "models")
     except BSRError as error:
         raise BSRError(f"path.resume_state: {state_file} cannot be used: {error}") from error
 
 
 def wanted_networks(opt: Mapping[str, Any]) -> list[str]:
-    """Return the networks that a resumed run takes from its set, named as in `Found.networks`.
+    """Return the networks that a resumed run takes from its set, named as in `CheckpointSet.networks`.
 
     They are those of the options, less `path.ignore_resume_networks`.
     """
@@ -169,120 +155,86 @@ def wanted_networks(opt: Mapping[str, Any]) -> list[str]:
     return [key.removeprefix(_OPTION) for key in named]
 
 
-def use_networks(opt: dict[str, Any], found: Found) -> None:
-    """Point a run's options at the networks of a set, and note the set as `path.resume_state`.
-
-    Like BasicSR's `check_resume`, but that the files are those next to the state, wherever that is.
-
-    Args:
-        opt: The run's options; `path` is changed.
-        found: The set.
-
-    Raises:
-        BSRError: The set lacks a network.
-    """
-    wanted = wanted_networks(opt)
-    _check_wanted(found, wanted)
+def use_networks(opt: dict[str, Any], found: CheckpointSet) -> None:
+    """Point `path` of a run's options at a set and its networks, as BasicSR's `check_resume` does."""
     opt["path"]["resume_state"] = str(found.file)
-    for name in wanted:
+    for name in wanted_networks(opt):
         opt["path"][f"pretrain_{_OPTION}{name}"] = str(found.networks[name])
-        opt["path"][f"param_key_{name}"] = "params"  # as BasicSR's models save them, whatever they began with
+        opt["path"][f"param_key_{name}"] = _PARAMS
 
 
-def _load(file: Path, models: Path, wanted: Collection[str]) -> Found:
-    """Load a training state, and check it and its networks."""
-    state = _load_state(file)
-    belongs = state.pop(KEY, None)
-    files = {match[1]: path for path, match in _matches(models, _NETWORK) if int(match[2]) == state["iter"]}
-    identity = None
-    if belongs is None:
-        for path in files.values():
-            _load_safely(path)
-    else:
-        identity = _read_identity(file, belongs)
-        recorded = _read_recorded(file, belongs)
-        for name, expected in recorded.items():
-            _compare(models / name, expected)
-        for path in files.values():
-            if path.name not in recorded:
-                _load_safely(path)
-    networks = {label.removeprefix(_PREFIX): path for label, path in files.items() if label.startswith(_PREFIX)}
-    found = Found(file, state["iter"], state, networks, identity, belongs["extras"] if belongs else {})
-    _check_wanted(found, wanted)
+def _with_networks(found: CheckpointSet, wanted: Iterable[str]) -> CheckpointSet:
+    """Check that a set has all networks that a run takes from it, and return it."""
+    for name in wanted:
+        if name not in found.networks:
+            raise _broken(
+                found.file,
+                f"has no {NETWORK_LABEL}{name}_{found.iteration}.pth with it, expected it, or {_OPTION}{name} in "
+                "path.ignore_resume_networks",
+            )
     return found
 
 
-def _load_state(file: Path) -> dict[str, Any]:
-    """Load a training state and check its form."""
-    state = _load_safely(file)
+def _load(file: Path, models: Path) -> CheckpointSet:
+    """Load a training state, and check it and its networks."""
+    state = _load_whole(file)
     if not isinstance(state, dict):
-        raise _BrokenError(file, f"holds {type(state).__name__}, expected a training state")
+        raise _broken(file, f"holds {type(state).__name__}, expected a training state")
     for key, kind in {"epoch": int, "iter": int, "optimizers": list, "schedulers": list}.items():
         if type(state.get(key)) is not kind:
-            raise _BrokenError(file, f"has no '{key}' that is a {kind.__name__}, expected a training state")
-    number = _STATE.fullmatch(file.name)
-    if number is not None and int(number[1]) != state["iter"]:
-        raise _BrokenError(file, f"is of iteration {state['iter']}, expected {number[1]} as its name says")
-    return state
+            raise _broken(file, f"has no '{key}' that is a {kind.__name__}, expected a training state")
+    iteration, number = state["iter"], _STATE.fullmatch(file.name)
+    if number is not None and int(number[1]) != iteration:
+        raise _broken(file, f"is of iteration {iteration}, expected {number[1]} as its name says")
+    belongs = state.pop(KEY, None)
+    identity, contents = None, _Contents(files={}, extras={})
+    if belongs is not None:
+        try:
+            identity, contents = read_block(Identity, belongs, KEY), read_block(_Contents, belongs, KEY)
+        except OptionError as error:
+            raise _broken(file, "; ".join(error.lines)) from error
+    for name, expected in contents.files.items():
+        _compare(models / name, expected)
+    networks = {label: path for n, label, path in RunFolders(models, file.parent).saved_networks() if n == iteration}
+    for path in networks.values():
+        if path.name not in contents.files:
+            _load_whole(path)
+    named = {
+        name.removeprefix(NETWORK_LABEL): path for name, path in networks.items() if name.startswith(NETWORK_LABEL)
+    }
+    return CheckpointSet(file, iteration, state, named, identity, contents.extras)
 
 
-def _load_safely(file: Path) -> Any:
+def _load_whole(file: Path) -> Any:
     """Load a file of a set, all of which must be as it was written."""
     if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise _BrokenError(file, "is no file, expected a checkpoint")
+        raise _broken(file, "is no file, expected a checkpoint")
     content = load_safely(file, f"{file.parent.name}/{file.name}")
     if zipfile.is_zipfile(file):  # torch does not look at the checksums; files of the old form have none
         try:
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise _BrokenError(file, f"is damaged ({error})") from error
+            raise _broken(file, f"is damaged ({error})") from error
         if damaged is not None:
-            raise _BrokenError(file, f"is damaged (the checksum of {damaged} differs)")
+            raise _broken(file, f"is damaged (the checksum of {damaged} differs)")
     return content
-
-
-def _read_identity(file: Path, belongs: object) -> Identity:
-    try:
-        return Identity.read(belongs)
-    except BSRError as error:
-        raise _BrokenError(file, str(error)) from error
-
-
-def _read_recorded(file: Path, belongs: Mapping[str, Any]) -> dict[str, Fingerprint]:
-    """Return the fingerprints of the set's networks by file name, checked for form."""
-    files, extras = belongs.get("files"), belongs.get("extras")
-    if not isinstance(files, dict) or not isinstance(extras, dict):
-        raise _BrokenError(file, f"its '{KEY}' has no 'files' and 'extras', expected both")
-    recorded = {}
-    for name, content in files.items():
-        if not isinstance(name, str) or Path(name).name != name or not isinstance(content, dict):
-            raise _BrokenError(file, f"its '{KEY}' has the file {name!r}, expected names of files with fingerprints")
-        recorded[name] = Fingerprint(str(content.get("digest")), content.get("size", -1))
-    return recorded
 
 
 def _compare(file: Path, expected: Fingerprint) -> None:
     """Check a network's file against what the state records."""
     if not file.is_file():
-        raise _BrokenError(file, "is missing")
+        raise _broken(file, "is missing")
     try:
         same = file.stat().st_size == expected.size and fingerprint(file) == expected
     except OSError as error:
-        raise _BrokenError(file, f"cannot be read ({error.strerror})") from error
+        raise _broken(file, f"cannot be read ({error.strerror})") from error
     if not same:
-        raise _BrokenError(file, "differs from what the state records")
+        raise _broken(file, "differs from what the state records")
 
 
-def _check_wanted(found: Found, wanted: Iterable[str]) -> None:
-    """Check that a set has all networks that a run takes from it."""
-    for name in wanted:
-        if name not in found.networks:
-            raise _BrokenError(
-                found.file,
-                f"has no {_PREFIX}{name}_{found.iteration}.pth with it, expected it, or {_OPTION}{name} in "
-                "path.ignore_resume_networks",
-            )
+def _broken(file: Path, reason: str) -> BSRError:
+    return BSRError(f"{file.parent.name}/{file.name}: {reason}")
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:

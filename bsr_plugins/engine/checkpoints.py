@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor, nn
 
-from bsr_plugins.atomic_file import StagedFile, fingerprint, remove, remove_leftovers, sync_folder, unused
+from bsr_plugins.atomic_file import StagedFile, remove, remove_leftovers, reported, sync_folder, unused
 from bsr_plugins.blocks import integer
-from bsr_plugins.engine.checkpoint_contents import caught, own_methods, plain
 from bsr_plugins.engine.checkpoint_identity import KEY, Identity
-from bsr_plugins.engine.checkpoint_sets import SUPERSEDED, RunFolders
+from bsr_plugins.engine.checkpoint_sets import NETWORK_LABEL, SUPERSEDED, RunFolders
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 
 _LATEST = -1  # what BasicSR's models take for the epoch and the iteration of the networks at the end
-_PREFIX = "net_"
+_WRITERS = ("save_network", "save_training_state")
 
 
 class CheckpointStore:
     """Writes the checkpoints of a run, on rank 0: sets to resume from, and the networks at the end.
 
-    What is saved is the model's own affair, whichever it is: its `save` runs, and what it gives to BasicSR's
-    `save_network` and `save_training_state` is written here. All files of a set are first written under other names and
-    forced to the disk, then renamed, the training state last, so that a set is there whole or not at all, and a full
-    disk is met before anything has been touched. Files have BasicSR's names and contents, and what they belong to under
-    the key `bsr_plugins` besides.
+    A model decides what is saved: its `save` runs, and what it gives to BasicSR's `save_network` and
+    `save_training_state` is written here. All files of a set are first written under other names and forced to the
+    disk, then renamed, the training state last, so that a set is there whole or not at all, and a full disk is met
+    before anything has been touched. Files have BasicSR's names and contents, and what they belong to under the key
+    `bsr_plugins`.
 
     Args:
         folders: Where to write; they exist. What killed writers have left there is removed.
@@ -49,20 +52,17 @@ class CheckpointStore:
         self._writes = get_dist_info()[0] == 0
         self._checked = False
         self._foreign: set[Path] = set()
-        if self._writes:
-            for folder in (folders.models, folders.states):
-                remove_leftovers(folder)
+        for folder in (folders.models, folders.states) if self._writes else ():
+            remove_leftovers(folder)
 
     def save(self, model: BaseModel, epoch: int, iteration: int, extras: Mapping[str, Any]) -> None:
-        """Save a set, and then remove those that are too many.
-
-        All ranks call it, as a model may need them all to save itself. The set of an iteration may be saved again.
+        """Save a set, and then remove those that are too many. All ranks call it: a model may need them all.
 
         Args:
             model: The model.
             epoch: What `epoch` in the training state is.
             iteration: The iteration that has been done last.
-            extras: What the run has to remember besides; numbers (NumPy's too), text, tensors and containers of these.
+            extras: What else the run has to remember; numbers (NumPy's too), text, tensors and containers of these.
 
         Raises:
             BSRError: A file cannot be written, and earlier sets are intact; or the model keeps what could not be read
@@ -71,81 +71,79 @@ class CheckpointStore:
         if not self._writes:
             model.save(epoch, iteration)
             return
-        with self._staging(iteration) as staged:
-            with caught(model, staged):
-                model.save(epoch, iteration)
-            staged.stage_state(plain(dict(extras)))
-            self._check_first(model, staged)
-        if self._keep is not None:
-            self._remove_old(self._keep, iteration, staged.labels)
+        with self._staging(model, iteration) as staged:
+            model.save(epoch, iteration)
+            staged.stage_state(_plain(dict(extras)))
+            self._check_first(type(model).__name__, staged)
+        self.remove_old(iteration, staged.labels)
 
     def save_latest(self, model: BaseModel, iteration: int) -> None:
-        """Save the networks as `net_*_latest.pth`, from which nothing is resumed.
+        """Save the networks of the last iteration as `net_*_latest.pth`, from which nothing is resumed.
 
-        All ranks call it.
-
-        Args:
-            model: The model.
-            iteration: The iteration that has been done last.
-
-        Raises:
-            BSRError: A file cannot be written.
+        All ranks call it. It fails as `save` does.
         """
-        if not self._writes:
-            model.save(_LATEST, _LATEST)
-            return
-        with self._staging(iteration) as staged, caught(model, staged):
+        with self._staging(model, iteration) if self._writes else nullcontext():
             model.save(_LATEST, _LATEST)
 
     def set_aside_newer(self, iteration: int) -> list[Path]:
         """Give training states of later iterations names that nothing is resumed from: a run goes on before them.
 
-        Returns:
-            Their new names, on rank 0; they remain until someone removes them or, with `keep`, the run is past them.
+        They remain until someone removes them or, with `keep`, the run is past them.
 
         Raises:
             BSRError: One cannot be renamed.
         """
         newer = sorted((n, file) for n, file in self._folders.saved_states().items() if n > iteration)
-        if not self._writes:
-            return []
         aside = []
-        for _, file in newer:
-            try:
+        for _, file in newer if self._writes else ():
+            with reported(file, "renamed"):
                 aside.append(file.rename(unused(file.with_suffix(f"{file.suffix}{SUPERSEDED}"))))
-            except OSError as error:
-                raise BSRError(f"{file}: cannot be renamed ({error.strerror})") from error
         return aside
 
     @contextmanager
-    def _staging(self, iteration: int) -> Iterator[_StagedSet]:
-        """Have the files of a set written, and give them their names if all goes well."""
-        staged = _StagedSet(self._folders, self._identity, iteration)
+    def _staging(self, model: BaseModel, iteration: int) -> Iterator[_StagedSet]:
+        """Stage what a model gives to BasicSR's methods for writing; files get their names if all goes well."""
+        belongs = {"iteration": iteration, **self._identity.model_dump()}
+        staged = _StagedSet(model, self._folders, belongs, iteration)
+        replaced = [name for name in _WRITERS if name not in staged.left_alone]
+        vars(model).update({name: getattr(staged, name) for name in replaced})
         try:
             yield staged
             staged.commit()
         except BaseException:
             staged.discard()
             raise
+        finally:
+            for name in replaced:
+                del vars(model)[name]
 
-    def _check_first(self, model: BaseModel, staged: _StagedSet) -> None:
+    def _check_first(self, name: str, staged: _StagedSet) -> None:
         """Check once whether what a model keeps can be read back, as only when resuming it would be found out."""
         if self._checked:
             return
-        name, logger = type(model).__name__, get_root_logger()
-        own = own_methods(model)
-        for method in own:
-            logger.warning(f"{name} has a {method} of its own: what it writes may be broken where the run is killed.")
-        if staged.state is None and "save_training_state" not in own:
+        logger = get_root_logger()
+        for method in staged.left_alone:
+            logger.warning(f"{name} defines {method}: what it writes may be broken where the run is killed.")
+        if staged.state is None and "save_training_state" not in staged.left_alone:
             logger.warning(f"{name} saves no training state: its runs cannot be resumed.")
         for file in staged.files:
             load_safely(file.temporary, f"{file.file}: what {name} keeps")
         self._checked = True
 
-    def _remove_old(self, keep: int, iteration: int, labels: Iterable[str]) -> None:
-        """Remove the sets before the last `keep`, each state before its networks, and what is left of such sets."""
+    def remove_old(self, iteration: int, labels: Iterable[str] = ()) -> None:
+        """Remove the sets before the last ones to keep, each state before its networks, and what is left of such sets.
+
+        Args:
+            iteration: That of the set saved last; what is ahead of it stays.
+            labels: The labels of networks that do not begin with `net_`.
+
+        Raises:
+            BSRError: A file cannot be removed.
+        """
+        if self._keep is None or not self._writes:
+            return
         states = {n: file for n, file in self._folders.saved_states().items() if n <= iteration and file.is_file()}
-        old = sorted(states)[:-keep]
+        old = sorted(states)[: -self._keep]
         for n in old:
             remove(states[n])
         if old:
@@ -153,52 +151,67 @@ class CheckpointStore:
         for n, file in self._folders.superseded_states():
             if n <= iteration:
                 remove(file)
-        for n, files in self._folders.saved_networks().items():
-            if n > iteration or (n in states and n not in old):
-                continue
-            for file in files:
-                label = file.stem.rpartition("_")[0]
-                if file.is_file() and (label in labels or label.startswith(_PREFIX)) and (n in old or self._owns(file)):
-                    remove(file)
+        for n, label, file in self._folders.saved_networks():
+            is_network = file.is_file() and (label in labels or label.startswith(NETWORK_LABEL))
+            is_left = n <= iteration and n not in states
+            if is_network and (n in old or (is_left and self._is_of_this_run(file))):
+                remove(file)
 
-    def _owns(self, file: Path) -> bool:
+    def _is_of_this_run(self, file: Path) -> bool:
         """Tell whether this run has written a network's file to which there is no state."""
         if file in self._foreign:
             return False
-        try:
-            belongs = load_safely(file, str(file)).get(KEY)
-        except (BSRError, AttributeError):  # no checkpoint, or no mapping
-            belongs = None
-        owned = isinstance(belongs, Mapping) and belongs.get("run_id") == self._identity.run_id
-        if not owned:
-            self._foreign.add(file)
-        return owned
+        with suppress(BSRError, LookupError, TypeError):  # it is no checkpoint, or one that others have written
+            if load_safely(file, str(file))[KEY]["run_id"] == self._identity.run_id:
+                return True
+        self._foreign.add(file)
+        return False
 
 
 class _StagedSet:
-    """The files of a set, on the disk but not yet under their names."""
+    """The files of a set, on the disk but not yet under their names.
 
-    def __init__(self, folders: RunFolders, identity: Identity, iteration: int) -> None:
-        self._folders, self._belongs, self._iteration = folders, identity.written(iteration), iteration
+    Its `save_network` and `save_training_state` stand in for those of the model, except for those that the model
+    defines itself, `left_alone`.
+    """
+
+    def __init__(self, model: BaseModel, folders: RunFolders, belongs: dict[str, Any], iteration: int) -> None:
+        self._model, self._folders, self._belongs, self._iteration = model, folders, belongs, iteration
         self._networks: dict[str, StagedFile] = {}
         self._content: dict[str, Any] | None = None
         self.labels: set[str] = set()
         self.state: StagedFile | None = None
+        self.left_alone = [
+            name
+            for name in _WRITERS
+            if name in vars(model) or getattr(type(model), name) is not getattr(BaseModel, name)
+        ]
 
     @property
     def files(self) -> list[StagedFile]:
         """The files, the state last."""
         return [*self._networks.values(), *([] if self.state is None else [self.state])]
 
-    def take_network(self, name: str, label: str, content: dict[str, Any]) -> None:
+    def save_network(
+        self, net: nn.Module | list[nn.Module], net_label: str, current_iter: int, param_key: str | list[str] = "params"
+    ) -> None:
         """Write a network at once, as a model may change it back after saving."""
-        content = {**content, KEY: self._belongs}
-        self._networks[name] = StagedFile(self._folders.models / name, partial(torch.save, content))
-        self.labels.add(label)
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {key: _weights(self._model.get_bare_model(one)) for one, key in zip(nets, keys, strict=True)}
+        name = f"{net_label}_{'latest' if current_iter == _LATEST else current_iter}.pth"
+        self._networks[name] = StagedFile(
+            self._folders.models / name, partial(torch.save, content | {KEY: self._belongs})
+        )
+        self.labels.add(net_label)
 
-    def take_state(self, content: dict[str, Any]) -> None:
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Keep the training state until all networks are known."""
-        self._content = content
+        if current_iter != _LATEST:
+            optimisers, schedulers = self._model.optimizers, self._model.schedulers
+            content = {"epoch": epoch, "iter": current_iter, "optimizers": optimisers, "schedulers": schedulers}
+            content |= {key: [one.state_dict() for one in content[key]] for key in ("optimizers", "schedulers")}
+            self._content = _plain(content)
 
     def stage_state(self, extras: dict[str, Any]) -> None:
         """Write the training state, if the model has given one."""
@@ -211,20 +224,12 @@ class _StagedSet:
         self.state = StagedFile(file, partial(torch.save, content))
 
     def commit(self) -> None:
-        """Give all files their names.
-
-        Where a set is saved again, networks that are as they were stay, and so the set remains complete throughout. If
-        one differs, the old state goes first, as it does not belong to it.
-        """
-        changed = [file for file in self._networks.values() if not _is_there(file)]
-        if changed and self.state is not None and self.state.file.is_file():
+        """Give all files their names, the state last; an old state of the iteration goes first, as networks change."""
+        if self.state is not None and self.state.file.is_file():
             remove(self.state.file)
             sync_folder(self._folders.states)
-        for file in changed:
+        for file in self.files:
             file.commit()
-        if self.state is not None:
-            self.state.commit()
-        self.discard()
 
     def discard(self) -> None:
         """Remove the files that do not have their names yet."""
@@ -232,10 +237,28 @@ class _StagedSet:
             file.discard()
 
 
-def _is_there(staged: StagedFile) -> bool:
-    """Tell whether a file has the content already that it is to get."""
-    try:
-        there = staged.file.is_file() and staged.file.stat().st_size == staged.fingerprint.size
-        return there and fingerprint(staged.file) == staged.fingerprint
-    except OSError:  # it cannot be read, so it is replaced
-        return False
+def _plain(value: Any) -> Any:
+    """Copy containers, with tensors moved to the CPU and NumPy's numbers made Python's, which load safely."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # of the same kind: schedulers count with theirs
+        for key, inner in value.items():
+            copied[key] = _plain(inner)
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(_plain(inner) for inner in value)
+    return value
+
+
+def _weights(network: nn.Module) -> OrderedDict[str, Any]:
+    """Return a network's weights on the CPU, without the prefix that a wrapper gives their names."""
+    state = network.state_dict()
+    weights = OrderedDict(
+        (name.removeprefix("module."), value.cpu() if isinstance(value, Tensor) else value)
+        for name, value in state.items()
+    )
+    vars(weights).update(vars(state))  # the versions of the modules
+    return weights

@@ -1,9 +1,13 @@
-"""What the processes of a run agree on."""
+"""What the processes of a run agree on: over the CPU, so that no device is waited for. With one process, all is local.
+
+Every function here is collective: all processes call it, in the same order.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -13,61 +17,57 @@ from bsr_plugins.errors import BSRError
 T = TypeVar("T")
 
 
-class _Outcome(Generic[T]):
-    """What rank 0 has found, or why it could not be found."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self.value: T | None = None
-        self.error: BSRError | None = None
-        try:
-            self.value = make()
-        except BSRError as error:
-            self.error = error
+@lru_cache(1)
+def _group_beside(_world: object) -> Any:
+    return distributed.new_group(backend="gloo")
 
 
-class Ranks:
-    """Agrees over the processes of a run, on the CPU, so that no device has to be waited for.
+def _group() -> Any:
+    """Return the process group on the CPU, or None if there is one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return _group_beside(distributed.group.WORLD)
+    return None
 
-    Args:
-        dist: Whether there are several; the process group is there then.
+
+def total(count: int) -> int:
+    """Return the sum of a count over all ranks."""
+    if (group := _group()) is None:
+        return count
+    counts = torch.tensor(count)
+    distributed.all_reduce(counts, group=group)
+    return int(counts)
+
+
+def any_rank(flag: bool) -> bool:
+    """Tell whether a flag is set on any rank."""
+    return total(int(flag)) > 0
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of the ranks; they are pickled."""
+    if (group := _group()) is None:
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """Call a function on rank 0 while the others wait, and return its result on every rank.
+
+    Raises:
+        BSRError: The one that rank 0 met, on every rank.
     """
-
-    def __init__(self, dist: bool) -> None:
-        self._group: Any = distributed.new_group(backend="gloo") if dist else None
-
-    def any(self, flag: bool) -> bool:
-        """Tell whether a flag is set on any rank."""
-        if self._group is None:
-            return flag
-        flags = torch.tensor(int(flag))
-        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=self._group)
-        return bool(flags)
-
-    def total(self, count: int) -> int:
-        """Return the sum of a count over all ranks."""
-        if self._group is None:
-            return count
-        counts = torch.tensor(count)
-        distributed.all_reduce(counts, group=self._group)
-        return int(counts)
-
-    def of_first(self, make: Callable[[], T]) -> T:
-        """Return what rank 0 finds, on every rank.
-
-        Raises:
-            BSRError: What rank 0 met, on every rank.
-        """
-        if self._group is None:
-            return make()
-        found = [_Outcome(make) if distributed.get_rank() == 0 else None]
-        distributed.broadcast_object_list(found, src=0, group=self._group)
-        outcome = found[0]
-        assert outcome is not None
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value  # type: ignore[return-value]  # there is a value where there is no error
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self._group is not None:
-            distributed.barrier(group=self._group)
+    if (group := _group()) is None:
+        return make()
+    outcome: list[Any] = [None, None]
+    if distributed.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except BSRError as error:
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0, group=group)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result

@@ -7,11 +7,10 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from basicsr.train import init_wandb_logger
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
@@ -30,102 +29,90 @@ _TESTING = ("log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 
 
-def make_folders(run: Prepared, root_path: str, fresh: bool) -> None:
-    """Make the folders of a run, on rank 0, and put the copy of its options there.
+def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
+    """Make the folders of a run, and put the copy of its options there; to be called on rank 0.
 
     Args:
-        run: The run's options.
+        prepared: The run.
         root_path: Where `experiments/`, `results/` and `tb_logger/` are.
         fresh: Whether the run begins here; what an earlier one of its name has left is then moved out of the way.
 
     Raises:
         BSRError: They cannot be made.
     """
-    if run.opt["rank"] != 0:
-        return
+    opt, training = prepared.opt, prepared.opt["is_train"]
+    root = Path(opt["path"]["experiments_root" if training else "results_root"])
     try:
-        _make_folders(run, root_path, fresh)
+        if fresh:
+            _archive(root)
+            if training and opt["logger"].get("use_tb_logger"):
+                _archive(_tensorboard_folder(root_path, opt))
+        for key in _TRAINING if training else _TESTING:
+            Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
-
-
-def _make_folders(run: Prepared, root_path: str, fresh: bool) -> None:
-    opt = run.opt
-    training = opt["is_train"]
-    root = Path(opt["path"]["experiments_root" if training else "results_root"])
-    if fresh:
-        _archive(root)
-        if training and _logs_to_tensorboard(opt):
-            _archive(tensorboard_folder(root_path, opt))
-    for key in _TRAINING if training else _TESTING:
-        Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     if training:
         header = f"# GENERATE TIME: {time.asctime()}\n# CMD:\n# {shlex.join(sys.argv)}\n\n"
-        write_atomically(root / run.file.name, header.encode() + run.resolved)
+        write_atomically(root / prepared.file.name, header.encode() + prepared.resolved)
 
 
-def tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's TensorBoard events."""
-    return Path(root_path) / "tb_logger" / str(opt["name"])
+class RunLog(NamedTuple):
+    """BasicSR's logger, and TensorBoard's writer on rank 0 if the options ask for it."""
+
+    logger: logging.Logger
+    tensorboard: SummaryWriter | None
 
 
-class RunLog:
-    """The log of a run: BasicSR's logger with a file of its own, and TensorBoard and wandb as the options say.
+@contextmanager
+def run_log(prepared: Prepared, kind: str, root_path: str, start: int = 0) -> Iterator[RunLog]:
+    """Open the log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
 
-    As a context manager it closes them, and puts what has ended the run into the file: an error's line, or the
-    traceback of an unexpected one.
+    What could not be logged while the run was prepared is logged first. What has ended the run is put into the file: an
+    error's line, or the traceback of an unexpected one.
 
     Args:
-        opt: The run's options.
+        prepared: The run.
         kind: `train` or `test`, for the file's name.
         root_path: Where `tb_logger/` is made.
         start: The iteration that a resumed run goes on from; what TensorBoard has of later ones is hidden.
     """
-
-    def __init__(self, opt: Mapping[str, Any], kind: str, root_path: str, start: int = 0) -> None:
-        self.logger = get_root_logger()
-        # Whoever asked for the logger first, as an arch may do that is built for trial, has it made without a file.
-        self.logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
-        self._file: logging.FileHandler | None = None
-        if opt["rank"] == 0:
-            name = f"{kind}_{opt['name']}_{get_time_str()}.log"
-            self._file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
-            self._file.setFormatter(logging.Formatter(_FORMAT))
-            self.logger.addHandler(self._file)
-        self.logger.info(get_env_info())
-        self.logger.info(dict2str(opt))
-        self.tensorboard: SummaryWriter | None = None
-        if kind == "train" and opt["rank"] == 0 and _logs_to_tensorboard(opt):
-            if (opt["logger"].get("wandb") or {}).get("project") is not None:
-                init_wandb_logger(opt)  # before TensorBoard, which it follows
-            self.tensorboard = _writer(tensorboard_folder(root_path, opt), start)
-
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, BSRError):
-            self._record(line_of(error))
-        elif isinstance(error, Exception):
-            self._record("".join(traceback.format_exception(kind, error, trace)))
-        with suppress(OSError):  # on a full disk, of which another error tells
-            if self.tensorboard is not None:
-                self.tensorboard.close()
-        if self._file is not None:
-            self.logger.removeHandler(self._file)
-            with suppress(OSError):
-                self._file.close()
-
-    def _record(self, text: str) -> None:
-        """Put a text into the file alone; on the screen, whoever called says what has ended the run."""
-        if self._file is not None:
-            self._file.handle(self.logger.makeRecord(self.logger.name, logging.ERROR, __file__, 0, text, (), None))
+    opt, logger = prepared.opt, get_root_logger()
+    # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
+    logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
+    file: logging.Handler = logging.NullHandler()
+    tensorboard: SummaryWriter | None = None
+    if opt["rank"] == 0:
+        name = f"{kind}_{opt['name']}_{get_time_str()}.log"
+        file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
+        file.setFormatter(logging.Formatter(_FORMAT))
+    logger.addHandler(file)
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    prepared.replay(logger)
+    for warning in prepared.warnings:
+        logger.warning(warning)
+    if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
+        if (opt["logger"].get("wandb") or {}).get("project") is not None:
+            init_wandb_logger(opt)  # before TensorBoard, which it follows
+        tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
+    try:
+        yield RunLog(logger, tensorboard)
+    except Exception as error:
+        text = line_of(error) if isinstance(error, BSRError) else traceback.format_exc()
+        # Into the file alone: on the screen, whoever called says what has ended the run.
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        raise
+    finally:
+        with suppress(OSError):  # on a full disk, which another error reports
+            if tensorboard is not None:
+                tensorboard.close()
+        logger.removeHandler(file)
+        with suppress(OSError):
+            file.close()
 
 
-def _logs_to_tensorboard(opt: Mapping[str, Any]) -> bool:
-    return bool(opt["logger"].get("use_tb_logger"))
+def _tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
+    return Path(root_path) / "tb_logger" / str(opt["name"])
 
 
 def _writer(folder: Path, start: int) -> SummaryWriter:
@@ -133,7 +120,7 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     class Writer(SummaryWriter):
-        """Tells of a disk that takes no more, which its thread has met before."""
+        """Reports a disk that takes no more, which its thread has met before."""
 
         def add_scalar(self, *args: Any, **settings: Any) -> None:
             try:

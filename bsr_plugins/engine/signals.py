@@ -17,14 +17,9 @@ _LAUNCHED = "TORCHELASTIC_RUN_ID"  # torchrun sets it
 
 
 class Stopped(SystemExit):
-    """A run ended by a signal, after it was saved; the exit status is 130 for SIGINT and 143 for SIGTERM.
-
-    Attributes:
-        signal: The signal.
-    """
+    """A run ended by a signal, after it was saved; the exit status is 130 for SIGINT and 143 for SIGTERM."""
 
     def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
         super().__init__(_STATUS + number)
 
 
@@ -33,26 +28,24 @@ class _Interrupted(BaseException):
 
 
 class Interruption:
-    """Notes the first SIGINT or SIGTERM for as long as it is entered; the second one ends the process at once.
+    """Remembers the first SIGINT or SIGTERM while it is entered; the second one ends the process at once.
 
     At once means that the system ends it, as it would end one that handles no signals. Under torchrun, which passes on
     to the processes what may have reached them already, signals of the first seconds after the first are one with it.
-    Outside the main thread, where Python handles no signals, nothing is noted.
+    Outside the main thread, where Python handles no signals, nothing is remembered.
+
+    Attributes:
+        received: The signal that was received, if any.
     """
 
     def __init__(self) -> None:
-        self._received: int | None = None
+        self.received: int | None = None
         self._interruptible = False
         self._since = 0.0
 
-    @property
-    def received(self) -> int | None:
-        """The signal that was received, if any."""
-        return self._received
-
     @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note signals."""
+    def awaited(self) -> Iterator[None]:
+        """Handle signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,8 +58,8 @@ class Interruption:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def until_received(self, action: Callable[[], None]) -> None:
-        """Do what a noted signal is to break off; nothing if one was noted before."""
-        if self._received is not None:
+        """Do what a signal is to break off; nothing if one was received before."""
+        if self.received is not None:
             return
         self._interruptible = True
         try:
@@ -77,12 +70,12 @@ class Interruption:
             self._interruptible = False
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self._received is not None:  # only where a launcher passes signals on
+        if self.received is not None:  # only where a launcher passes signals on
             if time.monotonic() - self._since > _ECHO_S:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        self._received, self._since = number, time.monotonic()
+        self.received, self._since = number, time.monotonic()
         for other in _HANDLED if _LAUNCHED not in os.environ else ():
             signal.signal(other, signal.SIG_DFL)
         if self._interruptible:

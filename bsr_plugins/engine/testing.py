@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from bsr_plugins.engine.loading import build_val_loaders
-from bsr_plugins.engine.ranks import Ranks
-from bsr_plugins.engine.run_folders import RunLog, make_folders
+from bsr_plugins.engine.ranks import of_first
+from bsr_plugins.engine.run_folders import make_folders, run_log
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.options.preflight import prepare
 
 
 def test_pipeline(root_path: str) -> None:
-    """Test as the command line's option file says, like `basicsr.test.test_pipeline`.
+    """Test as the option file of the command line says, like `basicsr.test.test_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …` besides.
+    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`.
 
     Args:
         root_path: Folder in which `results/` is made.
@@ -26,16 +26,12 @@ def test_pipeline(root_path: str) -> None:
             to be unusable during the run.
     """
     torch.backends.cudnn.benchmark = True
-    prepared = prepare(root_path, is_train=False)
+    prepared = prepare(root_path, is_train=False, resume=None)
     if prepared.only_check:
         return
-    opt, ranks = prepared.opt, Ranks(prepared.opt["dist"])
-    make_folders(prepared, root_path, fresh=True)
-    ranks.barrier()
-    with RunLog(opt, "test", root_path) as log:
-        prepared.replay(log.logger)
-        for line in prepared.warnings:
-            log.logger.warning(line)
+    opt = prepared.opt
+    of_first(lambda: make_folders(prepared, root_path, fresh=True))
+    with run_log(prepared, "test", root_path) as log:
         loaders = build_val_loaders(opt, prepared.datasets)
         datasets: list[Any] = [loader.dataset for loader in loaders]
         for dataset in datasets:

@@ -7,22 +7,22 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.utils import AvgTimer, MessageLogger
 
-from bsr_plugins.engine.checkpoint_identity import Identity, check_identity
-from bsr_plugins.engine.checkpoint_sets import Found, RunFolders, find_set, load_set, use_networks
+from bsr_plugins.engine.checkpoint_identity import Identity
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
-from bsr_plugins.engine.guards import NonFiniteError, StepGuard, read_guard_options
+from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
-from bsr_plugins.engine.ranks import Ranks
-from bsr_plugins.engine.run_folders import RunLog, make_folders
+from bsr_plugins.engine.ranks import any_rank, of_first, total
+from bsr_plugins.engine.run_folders import RunLog, make_folders, run_log
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
-from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.errors import BSRError, OptionError, described
+from bsr_plugins.models.step_guard import NonFiniteError
 from bsr_plugins.options.preflight import Prepared, prepare
 from bsr_plugins.random_states import seed_random_states
 from bsr_plugins.seeding import derive_seed
@@ -31,10 +31,10 @@ _MESSAGE_ONLY = ("epoch", "iter", "lrs", "time", "data_time")
 
 
 def train_pipeline(root_path: str) -> None:
-    """Train as the command line's option file says, like `basicsr.train.train_pipeline`.
+    """Train as the option file of the command line says, like `basicsr.train.train_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …` besides. A run is
-    a function of its options: killed at any moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with
+    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`. A run is a
+    function of its options: killed at any moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with
     what it would have ended with, on a CPU bit for bit. SIGINT and SIGTERM end it after the iteration, saved.
 
     Args:
@@ -46,109 +46,82 @@ def train_pipeline(root_path: str) -> None:
         Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
     """
     torch.backends.cudnn.benchmark = True
-    found: Found | None = None
-    passed_over: list[str] = []
+    search = Search(None, [])
 
     def resume(opt: dict[str, Any]) -> None:
-        nonlocal found, passed_over
-        found, passed_over = find_checkpoint(opt, Ranks(opt["dist"]))
-        if found is not None:
-            use_networks(opt, found)
-            if opt["manual_seed"] is None and found.identity is not None:
-                opt["manual_seed"] = found.identity.manual_seed
+        nonlocal search
+        search = find_checkpoint(opt)
 
     prepared = prepare(root_path, is_train=True, resume=resume)
     if prepared.only_check:
         return
-    ranks = Ranks(prepared.opt["dist"])
-    make_folders(prepared, root_path, fresh=found is None)
-    ranks.barrier()
-    with RunLog(prepared.opt, "train", root_path, 0 if found is None else found.iteration) as log:
-        prepared.replay(log.logger)
-        for line in (*prepared.warnings, *(f"Passed over {reason}" for reason in passed_over)):
-            log.logger.warning(line)
-        TrainingRun(prepared, found, ranks, log).execute()
+    found = search.found
+    of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
+    with run_log(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
+        for reason in search.passed_over:
+            log.logger.warning(f"Passed over {reason}")
+        TrainingRun(prepared, found, log).execute()
 
 
-def find_checkpoint(opt: Mapping[str, Any], ranks: Ranks) -> tuple[Found | None, list[str]]:
-    """Find the checkpoint that a run is to go on from.
+def find_checkpoint(opt: dict[str, Any]) -> Search:
+    """Find the checkpoint set that a run goes on from, and point the options at its networks.
+
+    All ranks call it, and take what rank 0 finds. A `manual_seed` that is not given becomes the set's.
 
     Args:
         opt: The run's options; see `find_set`.
-        ranks: The processes of the run, which all take what rank 0 finds.
-
-    Returns:
-        The checkpoint, or None if the run begins, and a line for every newer one that is broken.
 
     Raises:
         BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
     """
-    here = None
-
-    def search() -> tuple[Path | None, list[str]]:
-        nonlocal here
-        here, passed_over = find_set(opt)
-        return None if here is None else here.file, passed_over
-
-    file, passed_over = ranks.of_first(search)
-    if file is None and passed_over:
+    search = of_first(lambda: find_set(opt))
+    found, passed_over = search
+    if found is None and passed_over:
         raise BSRError(
             f"{opt['path']['experiments_root']}: no checkpoint is complete ({'; '.join(passed_over)}), expected one to "
             "resume from; without --auto_resume the run begins anew"
         )
-    if file is None:
-        return None, []
-    found = here or load_set(file)
-    total = int(opt["train"]["total_iter"])
-    if found.iteration > total:
-        raise OptionError(f"train.total_iter: {total}, expected at least {found.iteration}, the iteration of {file}")
-    return found, passed_over
+    if found is not None:
+        end = int(opt["train"]["total_iter"])
+        if found.iteration > end:
+            raise OptionError(
+                f"train.total_iter: {end}, expected at least {found.iteration}, the iteration of {found.file}"
+            )
+        use_networks(opt, found)
+        if opt.get("manual_seed") is None and found.identity is not None:
+            opt["manual_seed"] = found.identity.manual_seed
+    return search
 
 
 class TrainingRun:
-    """A run: what it is made of, and its loop.
+    """A run: its loaders, its model and its checkpoints, from a checkpoint set on if there is one, and its loop."""
 
-    Args:
-        prepared: The options, the datasets and the model.
-        found: The checkpoint to go on from, if any.
-        ranks: The processes of the run.
-        log: Where it logs to.
-    """
-
-    def __init__(self, prepared: Prepared, found: Found | None, ranks: Ranks, log: RunLog) -> None:
-        self.opt, self.ranks, self.log = prepared.opt, ranks, log
-        opt, self.late_reads = prepared.opt, prepared.late_reads
-        self.total = int(opt["train"]["total_iter"])
+    def __init__(self, prepared: Prepared, found: CheckpointSet | None, log: RunLog) -> None:
+        opt = prepared.opt
+        self.opt, self.log, self.model, self.late_reads = opt, log, prepared.model, prepared.late_reads
+        self.end = int(opt["train"]["total_iter"])
         self.loader = build_train_loader(opt, prepared.datasets["train"])
         self.val_loaders = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
+        self.guard = guard_of(self.model)
         run_id = None if found is None or found.identity is None else found.identity.run_id
         identity = Identity.of(opt, self.loader.num_images, run_id)
-        self.model = prepared.model
-        self.guard = StepGuard(self.model, read_guard_options(opt["train"]), ranks)
         self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
-        self.bad_images_before = 0
-        self.start = 0
+        self.bad_images_before = self.start = 0
         if found is not None:
             self._resume(found, identity)
         self.saved = self.start
-        # TensorBoard is told by `_print`: BasicSR's logger keeps from it what runs of some names have to say.
+        # TensorBoard gets its figures from `_print`: BasicSR's logger leaves it out for runs of some names.
         # The time that is left is that of one iteration less than it takes.
-        told = {"logger": opt["logger"] | {"use_tb_logger": False}, "train": {"total_iter": self.total + 1}}
-        self.messages = MessageLogger(opt | told, self.start)
+        changed = {"logger": opt["logger"] | {"use_tb_logger": False}, "train": {"total_iter": self.end + 1}}
+        self.messages = MessageLogger(opt | changed, self.start)
         self.data_timer, self.iter_timer = AvgTimer(), AvgTimer()
 
     def execute(self) -> None:
-        """Train to the end, save and validate.
-
-        Raises:
-            Stopped: A signal ended the run.
-            BSRError: An image cannot be read, a file cannot be written, or too many steps in a row gave numbers that
-                are not finite.
-        """
+        """Train to the end, save and validate; see `train_pipeline` for what is raised."""
         logger, began, interruption = self.log.logger, time.time(), Interruption()
         logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
-        with interruption.noted():
+        with interruption.awaited():
             with closing(self.loader):
                 if self.start and self._is_validated(self.start):
                     self._validate(self.start, interruption)
@@ -156,28 +129,31 @@ class TrainingRun:
                 self._train(interruption)
             logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
             if self.guard.skipped_total:
-                logger.warning(f"{self.guard.skipped_total} of {self.total} steps were skipped.")
+                logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
             logger.info("Save the latest model.")
-            self.store.save_latest(self.model, self.total)
-            if self.opt.get("val") is not None and not self._is_validated(self.total):
-                self._validate(self.total, interruption)
-            self._stop_if_asked(self.total, interruption)
+            self.store.save_latest(self.model, self.end)
+            if self.opt.get("val") is not None and not self._is_validated(self.end):
+                self._validate(self.end, interruption)
+            self._stop_if_asked(self.end, interruption)
 
     def _train(self, interruption: Interruption) -> None:
         save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
-        for iteration in range(self.start + 1, self.total + 1):
-            batch = self._next_batch(iteration)
+        for iteration in range(self.start + 1, self.end + 1):
+            epoch, number = self._place(iteration)
+            if number == 0 or iteration == self.start + 1:
+                self.loader.start(epoch, number)
+            batch = self.loader.next()
+            assert batch is not None, "an epoch has as many batches as its loader says"
             self.data_timer.record()
             made = self._step(iteration, batch)
             self.iter_timer.record()
             if iteration == 1:
                 self.messages.reset_start_time()
-            if iteration == self.start + 1:
-                for line in self.late_reads():
-                    self.log.logger.warning(line)
+            for warning in self.late_reads() if iteration == self.start + 1 else ():
+                self.log.logger.warning(warning)
             if iteration % print_freq == 0:
                 self._print(iteration, made)
-            if iteration % save_freq == 0 or iteration == self.total:
+            if iteration % save_freq == 0 or iteration == self.end:
                 self._save(iteration)
             if self._is_validated(iteration):
                 self._validate(iteration, interruption)
@@ -185,95 +161,87 @@ class TrainingRun:
             self.data_timer.start()
             self.iter_timer.start()
 
-    def _next_batch(self, iteration: int) -> Mapping[str, Any]:
-        epoch, number = self._place(iteration)
-        if number == 0 or iteration == self.start + 1:
-            self.loader.start(epoch, number)
-        batch: Mapping[str, Any] | None = self.loader.next()
-        assert batch is not None, "an epoch has as many batches as its loader says"
-        return batch
-
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
-        """Make a step; whatever draws from a global random state draws at the step's own address."""
+        """Make a step, and tell whether it was; what draws from a global random state draws at the step's address."""
         seed_random_states(derive_seed(self.opt["manual_seed"], "iteration", iteration, self.opt["rank"]))
         self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
         self.model.feed_data(batch)
         try:
-            return self.guard.step(iteration, batch)
+            if isinstance(self.guard, StepWatch):
+                self.guard.step(iteration, batch)
+                return True
+            self.model.optimize_parameters(iteration)
         except NonFiniteError as error:
             kept = f"net_*_{self.saved}.pth" if self.saved else "none"
             raise NonFiniteError(f"{error}; the last checkpoint is {kept} of this run") from error
+        return bool(self.model.step_made)
 
     def _print(self, iteration: int, made: bool) -> None:
-        figures: dict[str, Any] = {"epoch": self._place(iteration)[0], "iter": iteration}
-        figures["lrs"] = self.model.get_current_learning_rate()
-        figures |= {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+        figures: dict[str, Any] = {
+            "epoch": self._place(iteration)[0],
+            "iter": iteration,
+            "lrs": self.model.get_current_learning_rate(),
+            "time": self.iter_timer.get_avg_time(),
+            "data_time": self.data_timer.get_avg_time(),
+        }
         # After a step that was not made, a model's losses are those of an earlier one.
-        figures |= self.model.get_current_log() if made else {}
-        figures |= self.guard.figures()
-        bad_images = self.bad_images
-        figures |= {"bad_images": bad_images} if bad_images else {}
-        self._tell_tensorboard(iteration, figures)
+        figures |= (self.model.get_current_log() if made else {}) | self.guard.figures()
+        if bad_images := self._bad_images():
+            figures["bad_images"] = bad_images
+        for name, value in figures.items():
+            if self.log.tensorboard is not None and name not in _MESSAGE_ONLY:
+                place = f"losses/{name}" if name.startswith("l_") else name  # as BasicSR has them
+                self.log.tensorboard.add_scalar(place, value, iteration)
         self.messages(figures)
 
-    def _tell_tensorboard(self, iteration: int, figures: Mapping[str, Any]) -> None:
-        """Write figures under BasicSR's names."""
-        if self.log.tensorboard is None:
-            return
-        for name, value in figures.items():
-            if name not in _MESSAGE_ONLY:
-                self.log.tensorboard.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, iteration)
-
-    @property
-    def bad_images(self) -> int:
-        """How many bad images all ranks have met since the run began; to be asked on all of them."""
-        return self.bad_images_before + self.ranks.total(self.loader.skipped)
+    def _bad_images(self) -> int:
+        """Return how many bad images all ranks have met since the run began; all of them call it."""
+        return self.bad_images_before + total(self.loader.skipped)
 
     def _save(self, iteration: int) -> None:
         self.log.logger.info("Saving models and training states.")
         extras = {
             "best_metric_results": getattr(self.model, "best_metric_results", {}),
             "guard": self.guard.state(),
-            "bad_images": self.bad_images,
+            "bad_images": self._bad_images(),
         }
         self.store.save(self.model, self._place(iteration)[0], iteration, extras)
         self.saved = iteration
 
-    def _resume(self, found: Found, identity: Identity) -> None:
-        for remark in check_identity(found, identity):
-            self.log.logger.warning(remark)
+    def _resume(self, found: CheckpointSet, identity: Identity) -> None:
+        logger = self.log.logger
+        for remark in identity.remarks_on(found.file.name, found.identity):
+            logger.warning(remark)
         try:
             self.model.resume_training(found.state)
         except (AssertionError, KeyError, ValueError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = described(error)
             raise BSRError(
                 f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "
                 "options that it was saved with"
             ) from error
-        if found.extras.get("best_metric_results"):
-            self.model.best_metric_results = found.extras["best_metric_results"]
+        if best := found.extras.get("best_metric_results"):
+            self.model.best_metric_results = best
         self.guard.load_state(found.extras.get("guard", {}))
         self.bad_images_before = found.extras.get("bad_images", 0)
         self.start = found.iteration
+        self.store.remove_old(found.iteration)  # where the run was killed before that
         for file in self.store.set_aside_newer(found.iteration):
-            self.log.logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
-        self.log.logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
+            logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
+        logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
 
     def _is_validated(self, iteration: int) -> bool:
-        """Tell whether an iteration is followed by a validation."""
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
     def _validate(self, iteration: int, interruption: Interruption) -> None:
         """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
-
-        def action() -> None:
-            for loader in self.val_loaders:
-                tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
-                if not validate(self.model, loader, iteration, tensorboard, save_img, asked):
-                    return
+        tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
 
         def asked() -> bool:
             return interruption.received is not None
+
+        def action() -> None:
+            all(validate(self.model, loader, iteration, tensorboard, save_img, asked) for loader in self.val_loaders)
 
         if self.opt["dist"]:
             action()
@@ -281,7 +249,7 @@ class TrainingRun:
             interruption.until_received(action)
 
     def _stop_if_asked(self, iteration: int, interruption: Interruption) -> None:
-        if not self.ranks.any(interruption.received is not None):
+        if not any_rank(interruption.received is not None):
             return
         if self.saved != iteration:
             self._save(iteration)
@@ -290,8 +258,7 @@ class TrainingRun:
         raise Stopped(received)
 
     def _place(self, iteration: int) -> tuple[int, int]:
-        """Return the epoch of an iteration, and the number of its batch there."""
-        return divmod(iteration - 1, self.loader.batches_per_epoch)
+        return divmod(iteration - 1, self.loader.batches_per_epoch)  # the epoch, and the number of the batch in it
 
     def _log_statistics(self) -> None:
         dataset_opt, per_epoch = self.opt["datasets"]["train"], self.loader.batches_per_epoch
@@ -302,7 +269,7 @@ class TrainingRun:
             f"\n\tBatch size per gpu: {dataset_opt['batch_size_per_gpu']}"
             f"\n\tWorld size (gpu number): {self.opt['world_size']}"
             f"\n\tIterations per epoch: {per_epoch}"
-            f"\n\tTotal epochs: {-(-self.total // per_epoch)}; iters: {self.total}."
+            f"\n\tTotal epochs: {-(-self.end // per_epoch)}; iters: {self.end}."
         )
         for loader in self.val_loaders:
             dataset: Any = loader.dataset

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, takewhile
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
-from mmengine.dist import all_gather_object, get_dist_info
+from basicsr.utils.dist_util import get_dist_info
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from bsr_plugins.errors import BSRError
+from bsr_plugins.atomic_file import reported
+from bsr_plugins.engine.ranks import gather
+from bsr_plugins.errors import BSRError, described
 from bsr_plugins.models.window_padding import super_resolve
 from bsr_plugins.random_states import random_states_kept
 
 _NAMED = 5  # images in the warning about a metric's values
 _METHODS = ("validation", "dist_validation", "nondist_validation")
-
-
-class Writer(Protocol):
-    """What TensorBoard's writer does."""
-
-    def add_scalar(self, name: str, value: float, step: object) -> None:
-        """Write a number."""
 
 
 class _Measured(NamedTuple):
@@ -44,45 +39,30 @@ class _Measured(NamedTuple):
     values: list[float]
 
 
-class _Failure(NamedTuple):
-    """Why a rank could not validate; `expected` if it is the input's fault."""
-
-    rank: int
-    reason: str
-    expected: bool
-
-
-def _never() -> bool:
-    return False
-
-
 def validate(
     model: Any,
     loader: DataLoader[Any],
     current_iter: int | str,
-    tb_logger: Writer | None,
+    tb_logger: Any,
     save_img: bool,
-    stopping: Callable[[], bool] = _never,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Validate or test a model on a dataset, as `model.validation` does, under one process or several.
 
-    Rank r of W takes images r, r + W, … of the dataset. Results are added up in the order of the images, so that
-    `metric_results` and `best_metric_results` are the same for any W, on every rank, and those of BasicSR's
-    `SRModel.nondist_validation`. Images are saved where that saves them. Images of any size go through networks that
-    work in windows, unless the model has a `test` of its own. Training mode and random states stay as they were.
-
-    A model that is no `SRModel`, or has a validation of its own, uses that.
-
-    Under several processes it is collective: every rank calls it.
+    Every rank calls it; rank r of W takes images r, r + W, … of the dataset. Results are added up in the order of the
+    images, so that `metric_results` and `best_metric_results` are the same for any W, on every rank, and those of
+    BasicSR's `SRModel.nondist_validation`. Images are saved where that saves them. Images of any size go through
+    networks that work in windows, unless the model defines `test`. Training mode and random states stay as they were. A
+    model that is no `SRModel`, or defines its validation, uses that.
 
     Args:
         model: The model.
         loader: Gives one image a batch; the dataset's `opt["name"]` names it.
-        current_iter: The iteration, or what stands for it.
-        tb_logger: Where metrics are logged besides, on rank 0.
+        current_iter: The iteration, or the run's name in a test.
+        tb_logger: TensorBoard's writer, to which rank 0 logs metrics; or None.
         save_img: Whether to save the images.
         stopping: Asked between images on every rank: one on which it says so breaks off, the others finish their share
-            unless it does there too, and nothing is concluded. A validation of the model's own is not broken off.
+            unless it does there too, and nothing is concluded. A validation that the model defines is not broken off.
 
     Returns:
         Whether it came to its end.
@@ -91,122 +71,113 @@ def validate(
         BSRError: An image cannot be used, an output has another size than its ground truth, a metric fails, or an image
             cannot be saved: on every rank, whichever of them met it.
     """
+    is_stock = isinstance(model, SRModel) and all(_is_stock(model, name) for name in _METHODS)
+    measured: list[_Measured] = []
+    error: Exception | None = None
     with _undisturbed(model):
-        if not _validates_like_srmodel(model):
-            _validate_its_own_way(model, loader, current_iter, tb_logger, save_img)
-            return True
-        share = _Share(model, loader, current_iter, save_img)
-        measured: list[_Measured] = []
-        error: Exception | None = None
-        try:
-            measured = list(takewhile(lambda _: not stopping(), share.measure()))
-        except Exception as caught:  # it is raised once the other ranks know
-            error = caught
-    told = _agree(measured, error)
-    everything = sorted(chain.from_iterable(told), key=attrgetter("place"))
+        if not is_stock and not _is_stock(model, "dist_validation"):
+            # Ranks may wait for each other in there, so that nothing can be agreed on where one of them fails.
+            model.validation(loader, current_iter, tb_logger, save_img)
+        else:
+            try:
+                if is_stock:
+                    measured = list(
+                        takewhile(lambda _: not stopping(), _measure(model, loader, current_iter, save_img))
+                    )
+                else:  # on rank 0 alone
+                    model.validation(loader, current_iter, tb_logger, save_img)
+            except Exception as caught:  # it is raised once the other ranks know
+                error = caught
+    everything = sorted(chain.from_iterable(_agree(measured, error)), key=attrgetter("place"))
+    if not is_stock:
+        return True
     if len(everything) < len(loader.dataset):  # type: ignore[arg-type]  # a Dataset's length is optional
         return False
     if model.opt["val"].get("metrics") is not None:
-        _conclude(model, share.name, everything, current_iter, tb_logger)
+        _conclude(model, _name_of(loader), everything, current_iter, tb_logger)
     return True
 
 
-class _Share:
-    """This rank's images of a dataset."""
-
-    def __init__(self, model: Any, loader: DataLoader[Any], current_iter: int | str, save_img: bool) -> None:
-        dataset: Any = loader.dataset
-        self.model, self.current_iter, self.save_img = model, current_iter, save_img
-        self.name: str = dataset.opt["name"]
-        self.rank, world_size = get_dist_info()
-        self.places = range(self.rank, len(dataset), world_size)
-        self.metrics: Mapping[str, Any] = model.opt["val"].get("metrics") or {}
-        self.loader: DataLoader[Any] = DataLoader(
-            Subset(dataset, self.places),
-            batch_size=1,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            worker_init_fn=loader.worker_init_fn,
-            generator=torch.Generator(),
-        )
-
-    def measure(self) -> Iterator[_Measured]:
-        """Super-resolve the images and measure them; one value per metric."""
-        if len(self.loader.dataset.dataset) == 0:  # type: ignore[attr-defined]
-            raise BSRError(f"dataset '{self.name}': holds no images, expected at least one")
-        wanted = self.rank == 0 and self.model.opt["val"].get("pbar", False)
-        with tqdm(total=len(self.places), unit="image", disable=not wanted) as bar:
-            for place, data in zip(self.places, self.loader, strict=True):
-                image = Path(data["lq_path"][0]).stem
-                yield _Measured(place, image, self._measure_image(image, data))
-                bar.update(1)
-                bar.set_description(f"Test {image}")
-
-    def _measure_image(self, image: str, data: Mapping[str, Any]) -> list[float]:
-        _forget_images(self.model)  # a ground truth of another image, where this one has none
-        self.model.feed_data(data)
-        _super_resolve(self.model)
-        visuals = self.model.get_current_visuals()
-        images = {"img": tensor2img([visuals["result"]])}
-        if "gt" in visuals:
-            images["img2"] = tensor2img([visuals["gt"]])
-        _forget_images(self.model)
-        self._check_size(image, images)
-        if self.save_img:
-            self._save(image, images["img"])
-        return [self._value(name, image, images) for name in self.metrics]
-
-    def _check_size(self, image: str, images: Mapping[str, Any]) -> None:
-        if "img2" not in images:
-            return
-        (height, width), (gt_height, gt_width) = (images[key].shape[:2] for key in ("img", "img2"))
-        if (height, width) != (gt_height, gt_width):
-            raise BSRError(
-                f"dataset '{self.name}': {image} is super-resolved to {width}x{height}, expected "
-                f"{gt_width}x{gt_height}, the size of its ground truth"
-            )
-
-    def _value(self, name: str, image: str, images: Mapping[str, Any]) -> float:
-        block = self.metrics[name]
-        try:
-            return float(calculate_metric(dict(images), block))
-        except Exception as error:
-            if isinstance(error, BSRError):
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise BSRError(
-                f"val.metrics.{name}: {block['type']} fails on {image} of dataset '{self.name}', expected a number "
-                f"({reason})"
-            ) from error
-
-    def _save(self, image: str, pixels: Any) -> None:
-        opt = self.model.opt
-        folder = Path(opt["path"]["visualization"])
-        if opt["is_train"]:
-            file = folder / image / f"{image}_{self.current_iter}.png"
-        else:
-            file = folder / self.name / f"{image}_{opt['val'].get('suffix') or opt['name']}.png"
-        try:
-            imwrite(pixels, str(file))
-        except OSError as error:
-            raise BSRError(f"{file}: cannot be written, expected a folder with room for an image ({error})") from error
+def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_img: bool) -> Iterator[_Measured]:
+    """Super-resolve this rank's images of a dataset and measure them; one value per metric."""
+    name, count = _name_of(loader), len(loader.dataset)  # type: ignore[arg-type]  # a Dataset's length is optional
+    if count == 0:
+        raise BSRError(f"dataset '{name}': holds no images, expected at least one")
+    rank, world_size = get_dist_info()
+    places = range(rank, count, world_size)
+    share: DataLoader[Any] = DataLoader(
+        Subset(loader.dataset, places),
+        batch_size=1,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        generator=torch.Generator(),
+    )
+    has_bar = rank == 0 and model.opt["val"].get("pbar", False)
+    with tqdm(total=len(places), unit="image", disable=not has_bar) as bar:
+        for place, data in zip(places, share, strict=True):
+            image = Path(data["lq_path"][0]).stem
+            images = _super_resolve(model, data)
+            (height, width), expected = (images.get(key, images["img"]).shape[:2] for key in ("img", "img2"))
+            if (height, width) != expected:
+                raise BSRError(
+                    f"dataset '{name}': {image} is super-resolved to {width}x{height}, expected "
+                    f"{expected[1]}x{expected[0]}, the size of its ground truth"
+                )
+            if save_img:
+                file = _file_of(model.opt, name, image, current_iter)
+                with reported(file, "written"):
+                    imwrite(images["img"], str(file))
+            metrics = model.opt["val"].get("metrics") or {}
+            values = [_value(images, block, key, f"{image} of dataset '{name}'") for key, block in metrics.items()]
+            yield _Measured(place, image, values)
+            bar.update(1)
+            bar.set_description(f"Test {image}")
 
 
-def _validates_like_srmodel(model: Any) -> bool:
-    own = (getattr(type(model), name, None) is not getattr(SRModel, name) for name in _METHODS)
-    return isinstance(model, SRModel) and not any(own)
+def _super_resolve(model: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what the model's `test` does, on images of any size where that is `SRModel`'s.
 
-
-def _super_resolve(model: Any) -> None:
-    """Do what the model's `test` does, on images of any size where that is `SRModel`'s."""
-    if type(model).test is not SRModel.test:
+    Returns:
+        uint8 images, BGR HWC: `img`, and `img2`, the ground truth, if there is one.
+    """
+    _forget_images(model)  # a ground truth of another image, where this one has none
+    model.feed_data(data)
+    if _is_stock(model, "test"):
+        network: nn.Module = model.net_g_ema if hasattr(model, "net_g_ema") else model.net_g
+        network.eval()
+        with torch.no_grad():
+            model.output = super_resolve(network, model.lq)
+    else:
         model.test()
-        return
-    network: nn.Module = model.net_g_ema if hasattr(model, "net_g_ema") else model.net_g
-    network.eval()
-    with torch.no_grad():
-        model.output = super_resolve(network, model.lq)
+    visuals = model.get_current_visuals()
+    _forget_images(model)
+    names = {"img": "result", "img2": "gt"}
+    return {key: tensor2img([visuals[name]]) for key, name in names.items() if name in visuals}
+
+
+def _value(images: Mapping[str, Any], block: Mapping[str, Any], key: str, image: str) -> float:
+    try:
+        return float(calculate_metric(dict(images), block))
+    except BSRError:
+        raise
+    except Exception as error:
+        reason = described(error)
+        raise BSRError(f"val.metrics.{key}: {block['type']} fails on {image}, expected a number ({reason})") from error
+
+
+def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int | str) -> Path:
+    """Return where BasicSR saves an image."""
+    folder = Path(opt["path"]["visualization"])
+    if opt["is_train"]:
+        return folder / image / f"{image}_{current_iter}.png"
+    return folder / dataset / f"{image}_{opt['val'].get('suffix') or opt['name']}.png"
+
+
+def _is_stock(model: Any, method: str) -> bool:
+    """Tell whether a model has a method from BasicSR's `SRModel`."""
+    return getattr(type(model), method, None) is getattr(SRModel, method)
 
 
 def _forget_images(model: Any) -> None:
@@ -214,24 +185,12 @@ def _forget_images(model: Any) -> None:
         vars(model).pop(name, None)
 
 
-def _validate_its_own_way(
-    model: Any, loader: DataLoader[Any], current_iter: int | str, tb_logger: Writer | None, save_img: bool
-) -> None:
-    """Let the model validate: on rank 0 alone, unless it has a distributed validation of its own."""
-    if getattr(type(model), "dist_validation", None) is not SRModel.dist_validation:
-        # Ranks may wait for each other in there, so that nothing can be agreed on where one of them fails.
-        model.validation(loader, current_iter, tb_logger, save_img)
-        _agree(None, None)
-        return
-    error: Exception | None = None
-    try:
-        model.validation(loader, current_iter, tb_logger, save_img)
-    except Exception as caught:  # it is raised once the other ranks know
-        error = caught
-    _agree(None, error)
+def _name_of(loader: DataLoader[Any]) -> str:
+    dataset: Any = loader.dataset
+    return str(dataset.opt["name"])
 
 
-def _agree(result: Any, error: Exception | None) -> list[Any]:
+def _agree(measured: list[_Measured], error: Exception | None) -> list[list[_Measured]]:
     """Return the results of all ranks, in their order.
 
     Raises:
@@ -239,51 +198,42 @@ def _agree(result: Any, error: Exception | None) -> list[Any]:
         RuntimeError: Another one failed otherwise.
         Exception: This one did; it is the error itself.
     """
-    rank, _ = get_dist_info()
-    failure = None
-    if error is not None:
-        reason = str(error) if isinstance(error, BSRError) else f"{type(error).__name__}: {error}"
-        failure = _Failure(rank, reason, isinstance(error, BSRError))
-    told = all_gather_object((result, failure))
-    failures = [failure for _, failure in told if failure is not None]
+    is_expected = isinstance(error, BSRError)
+    reason = None if error is None else str(error) if is_expected else f"{type(error).__name__}: {error}"
+    outcomes = gather((measured, reason, is_expected))
+    failures = [
+        (not expected, rank, reason) for rank, (_, reason, expected) in enumerate(outcomes) if reason is not None
+    ]
     if not failures:
-        return [result for result, _ in told]
-    first = min(failures, key=lambda one: not one.expected)
-    if error is not None and (first.rank == rank or not isinstance(error, BSRError)):
+        return [found for found, _, _ in outcomes]
+    unexpected, rank, reason = min(failures)  # the input's faults first, then by rank
+    if error is not None and (rank == get_dist_info()[0] or not is_expected):
         raise error
-    if first.expected:
-        raise BSRError(first.reason)
-    raise RuntimeError(f"rank {first.rank} failed in validation ({first.reason})")
+    if not unexpected:
+        raise BSRError(reason)
+    raise RuntimeError(f"rank {rank} failed in validation ({reason})")
 
 
-def _conclude(
-    model: Any, dataset: str, measured: list[_Measured], current_iter: int | str, tb_logger: Writer | None
-) -> None:
+def _conclude(model: Any, dataset: str, measured: list[_Measured], current_iter: int | str, tb_logger: Any) -> None:
     """Average the metrics over the images, in their order, and log them as the model does."""
-    rank, _ = get_dist_info()
-    names = list(model.opt["val"]["metrics"])
-    totals = dict.fromkeys(names, 0.0)
+    totals = dict.fromkeys(model.opt["val"]["metrics"], 0.0)
     for one in measured:
-        for name, value in zip(names, one.values, strict=True):
+        for name, value in zip(totals, one.values, strict=True):
             totals[name] += value
     model.metric_results = {name: total / len(measured) for name, total in totals.items()}
     model._initialize_best_metric_results(dataset)
     for name, value in model.metric_results.items():
         model._update_best_metric_result(dataset, name, value, current_iter)
-    if rank == 0:
-        for place, name in enumerate(names):
-            _warn_of_no_numbers(dataset, name, [(one.image, one.values[place]) for one in measured])
-        model._log_validation_metric_values(current_iter, dataset, tb_logger)
-
-
-def _warn_of_no_numbers(dataset: str, metric: str, values: Sequence[tuple[str, float]]) -> None:
-    """Warn of values, each with its image, that make the mean infinite or no number."""
-    found = [f"{image} ({value})" for image, value in values if not math.isfinite(value)]
-    if found:
-        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-        get_root_logger().warning(
-            f"Validation {dataset}: {metric} is not finite on {', '.join(found[:_NAMED])}{more}, and so is its mean"
-        )
+    if get_dist_info()[0] != 0:
+        return
+    for place, name in enumerate(totals):
+        bad = [f"{one.image} ({one.values[place]})" for one in measured if not math.isfinite(one.values[place])]
+        if bad:  # they make the mean infinite or no number
+            more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+            get_root_logger().warning(
+                f"Validation {dataset}: {name} is not finite on {', '.join(bad[:_NAMED])}{more}, and so is its mean"
+            )
+    model._log_validation_metric_values(current_iter, dataset, tb_logger)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
-from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.errors import BSRError, OptionError, described
 
 Replace = Callable[[Tensor], Tensor]
 _OVERWRITTEN = "is overwritten afterwards, in place, expected a layer whose input stays"
@@ -176,7 +176,7 @@ def find_tap(
         try:
             bare(image, **(condition or {}))
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = described(error)
             raise OptionError(
                 f"network_g: {kind} does not run on {tuple(image.shape)}, expected a network for LR patches ({reason})"
             ) from error

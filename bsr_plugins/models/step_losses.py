@@ -13,7 +13,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from bsr_plugins.blocks import build_from_block
-from bsr_plugins.errors import BSRError, OptionError, did_you_mean
+from bsr_plugins.errors import BSRError, OptionError, described, did_you_mean
 from bsr_plugins.precision import at_least_float32
 from bsr_plugins.random_states import random_states_kept
 
@@ -106,7 +106,7 @@ class StepLoss:
             side = image.shape[-1]
             raise OptionError(
                 f"train.{self.key}.type: {self.block['type']!r}, expected a loss of images of {side}x{side} pixels "
-                f"({_reason(error)})"
+                f"({described(error)})"
             ) from error
 
 
@@ -153,7 +153,7 @@ def _build(
     except BSRError:
         raise
     except Exception as error:  # of a class that is not ours
-        raise OptionError(f"{place}: {block['type']} cannot be built from this block ({_reason(error)})") from error
+        raise OptionError(f"{place}: {block['type']} cannot be built from this block ({described(error)})") from error
     if isinstance(made, nn.Module):
         made = made.to(device)
     wants = {}
@@ -171,7 +171,3 @@ def _build(
 def grey_images(sides: Mapping[str, int], device: torch.device) -> dict[str, Tensor]:
     """Make two grey images of each quantity, (2, 3, side, side), for trials."""
     return {name: torch.full((2, 3, side, side), _GREY, device=device) for name, side in sides.items()}
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

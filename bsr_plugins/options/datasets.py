@@ -22,11 +22,11 @@ from torch.utils.data import IterableDataset
 
 from bsr_plugins.blocks import placed
 from bsr_plugins.data.dataset_options import check_patch_size, read_options
-from bsr_plugins.data.demo import DEMO
+from bsr_plugins.data.image_files import DEMO
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.degradations import build_degradation
-from bsr_plugins.errors import BadImageError, BSRError, OptionError, reason_of, unknown_key
+from bsr_plugins.errors import BadImageError, BSRError, OptionError, described, unknown_key
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.options.faults import Faults, dotted
 from bsr_plugins.options.named_blocks import check_named, registered
@@ -219,7 +219,7 @@ def _build(place: str, block: dict[str, Any], kind: Any, opt: Mapping[str, Any],
 
 
 def _unusable(place: str, block: Mapping[str, Any], error: Exception) -> OptionError:
-    return OptionError(f"{place}: {block['type']} cannot be used with this block ({reason_of(error, placed=True)})")
+    return OptionError(f"{place}: {block['type']} cannot be used with this block ({described(error, placed=True)})")
 
 
 def _copied(dataset: Any) -> Any:
@@ -323,7 +323,7 @@ def _header_size(file: str) -> Size:
             # Asked for what a PNG's header has not, Pillow decodes the whole image.
             turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION) in _SWAPPED
     except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"{file}: cannot be read ({reason_of(error)}), expected an image file") from error
+        raise BadImageError(f"{file}: cannot be read ({described(error)}), expected an image file") from error
     return (width, height) if turned else (height, width)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from bsr_plugins.errors import BSRError, OptionError, reason_of
+from bsr_plugins.errors import BSRError, OptionError, described
 
 Place = tuple[Any, ...]
 """The keys, and numbers of list items, that lead to a value."""
@@ -72,7 +72,7 @@ class Faults:
         except RecursionError:
             self.at(block, "its values are nested too deeply")
         except Exception as error:
-            self.at(block, f"cannot be used ({reason_of(error, placed=True)})")
+            self.at(block, f"cannot be used ({described(error, placed=True)})")
 
     def clear(self, *places: Place) -> bool:
         """Whether nothing is wrong at any of the places, above or below them."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bsr_plugins.blocks import call_with
-from bsr_plugins.errors import BSRError, OptionError, reason_of
+from bsr_plugins.errors import BSRError, OptionError, described
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.options.datasets import Built, memory_bytes
 from bsr_plugins.options.faults import Faults
@@ -169,7 +169,7 @@ def on_trial(make: Callable[[], T], what: str) -> T:
     except BSRError:
         raise
     except Exception as error:
-        raise OptionError(f"{what} ({reason_of(error)})") from error
+        raise OptionError(f"{what} ({described(error)})") from error
 
 
 def suspects(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

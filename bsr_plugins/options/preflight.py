@@ -26,7 +26,7 @@ from mmengine.dist import broadcast_object_list
 from bsr_plugins.blocks import integer
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.degradations import build_degradation
-from bsr_plugins.errors import BSRError, OptionError, reason_of
+from bsr_plugins.errors import BSRError, OptionError, described
 from bsr_plugins.options.command_line import Arguments, launched, read_arguments
 from bsr_plugins.options.datasets import Built, build_datasets
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
@@ -248,7 +248,7 @@ class _Preparation:
             elif opt["num_gpu"] == 0 and any(word in str(error) for word in ("CUDA", "NVIDIA", "cuda")):
                 faults.at(("num_gpu",), f"0, expected a CUDA device, without which {name} does not run")
             else:
-                what = f"{name} cannot be built from these options ({reason_of(error, placed=True)})"
+                what = f"{name} cannot be built from these options ({described(error, placed=True)})"
                 faults.at(("model_type",), what)
 
     def _report_unread(self) -> None:

@@ -23,9 +23,9 @@ from bsr_plugins.data.bad_images import SKIPPED, Replacement
 from bsr_plugins.data.decode import unusual_images
 from bsr_plugins.data.patches import calibration_patches
 from bsr_plugins.data.positioned_items import PositionedDataset
-from bsr_plugins.engine.loading import build_train_loader
 from bsr_plugins.errors import BadImageError, BSRError, OptionError, line_of
 from tests.data.batches import Batch, assert_same
+from tests.engine.loading_cases import train_loader
 
 COUNT = 6
 EPOCHS = 2
@@ -83,7 +83,7 @@ def options(kind: Kind, folder: Path, workers: int = 0, **changes: Any) -> Batch
 
 def load(opt: Batch, damage: Callable[[], object]) -> tuple[list[Batch], int]:
     """Load some epochs of a data set that is damaged after it was built; gives how many were skipped too."""
-    loader = build_train_loader(opt)
+    loader = train_loader(opt)
     damage()
     batches = []
     try:
@@ -209,10 +209,10 @@ def test_what_is_seen_to_be_bad_at_the_start(folder: Path, capfd: pytest.Capture
         DAMAGES["text"](folder / "gt" / f"{number}.png")
     cv2.imwrite(str(folder / "gt" / "3.png"), np.zeros((40, 96, 3), np.uint8))
     with pytest.raises(BadImageError, match=r"0\.png: cannot be decoded"):
-        build_train_loader(options(ours, folder))
+        train_loader(options(ours, folder))
     opt = options(ours, folder, on_bad_image="skip")
     kept = copy.deepcopy(opt)
-    loader = build_train_loader(opt)
+    loader = train_loader(opt)
     assert opt == kept
     assert loader.num_images == 2
     lines = [line.partition("WARNING: ")[2] for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
@@ -225,7 +225,7 @@ def test_what_is_seen_to_be_bad_at_the_start(folder: Path, capfd: pytest.Capture
     for number in (4, 5):
         DAMAGES["text"](folder / "gt" / f"{number}.png")
     with pytest.raises(BadImageError, match=r"\(and none of the 6 images of dataset 'photographs' can be used\)$"):
-        build_train_loader(opt)
+        train_loader(opt)
 
 
 def test_calibration_passes_over_bad_images(folder: Path) -> None:
@@ -251,7 +251,7 @@ def test_under_basicsrs_own_loader(folder: Path) -> None:
 
 @BOTH
 def test_workers_of_any_start_method_can_have_it(kind: Kind, folder: Path) -> None:
-    dataset: Any = build_train_loader(options(kind, folder, on_bad_image="skip")).dataset
+    dataset: Any = train_loader(options(kind, folder, on_bad_image="skip")).dataset
     DAMAGES["truncated"](folder / "gt" / "2.png")
     sent = pickle.loads(pickle.dumps(dataset))
     for number in range(COUNT):
@@ -263,7 +263,7 @@ def test_workers_of_any_start_method_can_have_it(kind: Kind, folder: Path) -> No
 @BOTH
 def test_an_unknown_policy(kind: Kind, folder: Path) -> None:
     with pytest.raises(OptionError, match=r"on_bad_image: unknown name 'skp', .*'skip'\?$"):
-        build_train_loader(options(kind, folder, on_bad_image="skp"))
+        train_loader(options(kind, folder, on_bad_image="skp"))
 
 
 def test_lmdb_keys_are_named(folder: Path) -> None:

@@ -17,7 +17,6 @@ from basicsr.data import build_dataset
 from skimage import data
 
 from bsr_plugins import __version__
-from bsr_plugins.atomic_file import StagedFile
 from bsr_plugins.data import testset_writer as module
 from bsr_plugins.data.testset_writer import MANIFEST, UNFINISHED, Count, SetRequest, make_test_set
 from bsr_plugins.errors import BadImageError, BSRError, OptionError
@@ -146,7 +145,7 @@ def test_an_interrupted_set_is_taken_up(request_: SetRequest, monkeypatch: pytes
     write = module._write_png
 
     def interrupted(file: Path, pixels: Any) -> None:
-        if len(written) == 4:
+        if len(written) == 7:  # every file is followed by its folder
             raise KeyboardInterrupt
         written.append(file.name)
         write(file, pixels)
@@ -166,16 +165,15 @@ def test_an_interrupted_set_is_taken_up(request_: SetRequest, monkeypatch: pytes
 
 
 def test_a_full_disk_leaves_no_half_file(request_: SetRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = StagedFile._write, []
+    sync, written = os.fsync, []
 
-    def until_full(self: StagedFile, data: bytes) -> object:
-        written.append(self.file.name)
-        if len(written) == 4:
-            self.temporary.write_bytes(data[:100])
+    def until_full(file: int) -> None:
+        written.append(file)
+        if len(written) == 7:  # every file is followed by its folder
             raise OSError(28, "No space left on device")
-        return write(self, data)
+        sync(file)
 
-    monkeypatch.setattr(StagedFile, "_write", until_full)
+    monkeypatch.setattr(os, "fsync", until_full)
     with pytest.raises(BSRError, match=rf"{NAMES[0]}: cannot be written \(No space left on device\)$"):
         make_test_set(request_)
     monkeypatch.undo()

@@ -16,8 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.engine.guards import GuardOptions, StepGuard
-from bsr_plugins.engine.ranks import Ranks
+from bsr_plugins.engine.guard import StepWatch, guard_of
 
 if TYPE_CHECKING:
     from tests.conftest import Options
@@ -66,36 +65,21 @@ class SteepLoss(nn.Module):
         return F.l1_loss(output, gt)
 
 
-class FigureLoss(nn.Module):
-    """A loss that gives an infinite figure besides, on which nothing is trained."""
-
-    def forward(self, output: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-        return F.l1_loss(output, gt), torch.tensor(INF)
-
-
 class CarefulModel(SRModel):  # type: ignore[misc]
-    """A model that takes every error in a step lightly."""
+    """A model that takes every error in a step lightly, and logs a figure that is no loss and not finite."""
 
     def optimize_parameters(self, current_iter: int) -> None:
         try:
             super().optimize_parameters(current_iter)
         except Exception:
             self.log_dict: dict[str, float] = {}
-
-
-class FreezingModel(SRModel):  # type: ignore[misc]
-    """A model that trains a part of its network in some steps."""
-
-    def optimize_parameters(self, current_iter: int) -> None:
-        self.net_g.head.requires_grad_(False)
-        super().optimize_parameters(current_iter)
-        self.net_g.head.requires_grad_(True)
+        self.log_dict["figure"] = INF
 
 
 def register_strangers(add: Callable[[dict[str, Any], str, Any], None] = dict.__setitem__) -> None:
     """Register them; `add` puts a value under a name into a registry's dictionary."""
     add(ARCH_REGISTRY._obj_map, "NormedNet", NormedNet)
-    for loss in (SwitchedLoss, SteepLoss, FigureLoss):
+    for loss in (SwitchedLoss, SteepLoss):
         add(LOSS_REGISTRY._obj_map, loss.__name__, loss)
 
 
@@ -124,10 +108,6 @@ def make(options: Options) -> Any:
     return build_model(copy.deepcopy(options))
 
 
-def guarded(model: Any, **options: Any) -> StepGuard:
-    return StepGuard(model, GuardOptions(**options), Ranks(dist=False))
-
-
 def batch_at(options: Options, iteration: int, rank: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(100 * iteration + rank)
     dataset_opt, names = options["datasets"]["train"], [f"{rank}_{place}.png" for place in range(4)]
@@ -146,13 +126,16 @@ def spoilt(batch: Batch) -> Batch:
     return batch | images
 
 
-def step(guard: StepGuard | None, model: Any, iteration: int, batch: Batch) -> bool:
+def step(model: Any, iteration: int, batch: Batch) -> bool:
+    """Make a step as the loop does; returns whether it was made."""
     model.update_learning_rate(iteration)
     model.feed_data(batch)
-    if guard is not None:
-        return guard.step(iteration, batch)
+    guard = guard_of(model)
+    if isinstance(guard, StepWatch):
+        guard.step(iteration, batch)
+        return True
     model.optimize_parameters(iteration)
-    return True
+    return bool(model.step_made)
 
 
 def state_of(model: Any) -> State:

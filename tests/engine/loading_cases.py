@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from basicsr.data import build_dataset
+from torch.utils.data import DataLoader, Dataset
 
-from bsr_plugins.engine.loading import TrainLoader, build_train_loader
+from bsr_plugins.engine.loading import TrainLoader, build_train_loader, build_val_loaders
 
 Batch = dict[str, Any]
 BATCHES = 5
@@ -79,6 +81,24 @@ def options(kind: Kind, folder: Path, workers: int = 0, **changes: Any) -> Batch
     return {"manual_seed": 5, "rank": 0, "world_size": 1, "num_gpu": 0, "datasets": {"train": block}}
 
 
+def train_loader(opt: Batch) -> TrainLoader:
+    """Build the training dataset and what loads it."""
+    return build_train_loader(opt, built(opt["datasets"]["train"]))
+
+
+def val_loaders(opt: Batch) -> list[DataLoader[Any]]:
+    """Build the validation datasets and what loads them."""
+    datasets = {phase: built(block) for phase, block in opt["datasets"].items() if phase != "train"}
+    return build_val_loaders(opt, datasets)
+
+
+def built(block: Batch) -> Dataset[Any]:
+    """Build a dataset; one that is not ours knows no `on_bad_image`, which is the loader's."""
+    is_ours = block["type"] == "PairedDegradationDataset"
+    dataset: Dataset[Any] = build_dataset({k: v for k, v in block.items() if is_ours or k != "on_bad_image"})
+    return dataset
+
+
 def rest_of_epoch(loader: TrainLoader) -> list[Batch]:
     """Load what is left of an epoch."""
     return [*iter(loader.next, None)]
@@ -86,7 +106,7 @@ def rest_of_epoch(loader: TrainLoader) -> list[Batch]:
 
 def epochs(opt: Batch) -> list[list[Batch]]:
     """Load whole epochs from the first on."""
-    loader = build_train_loader(opt)
+    loader = train_loader(opt)
     loaded = []
     for epoch in range(EPOCHS):
         loader.start(epoch)

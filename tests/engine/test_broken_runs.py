@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import errno
+import resource
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from torch.utils.tensorboard import SummaryWriter
 
+from bsr_plugins.engine import train_pipeline
+from bsr_plugins.engine.checkpoints import CheckpointStore
+from bsr_plugins.errors import BSRError
 from bsr_plugins.models import ReDSRModel
 from tests.engine.ended_runs import differences, last_checkpoints, load
+from tests.engine.training_processes import DEADLINE, Training
+from tests.options.stock_options import stock
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -47,14 +56,14 @@ def test_losses_that_stay_nan_end_the_run(
 ) -> None:
     options = options_of(redsr_options)
     options["train"] |= {"max_nonfinite_steps": 3}
-    stock = ReDSRModel.feed_data
+    feed = ReDSRModel.feed_data
     fed: list[int] = []
 
     def feed_data(self: ReDSRModel, data: dict[str, torch.Tensor]) -> None:
         fed.append(1)
         if len(fed) > STOP + 1:
             data = data | {"gt": data["gt"] * float("nan")}
-        stock(self, data)
+        feed(self, data)
 
     monkeypatch.setattr(ReDSRModel, "feed_data", feed_data)
     outcome = in_process("train", options)
@@ -68,15 +77,34 @@ def test_losses_that_stay_nan_end_the_run(
     ]
 
 
+def test_a_loss_that_is_nan_ends_the_run_of_a_stock_model_at_once(
+    project: Project, redsr_options: Options, paired: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = SRModel.feed_data
+    fed: list[int] = []
+
+    def feed_data(self: SRModel, data: dict[str, torch.Tensor]) -> None:
+        fed.append(1)
+        feed(self, data | {"lq": data["lq"] * float("nan")} if len(fed) > STOP + 1 else data)
+
+    monkeypatch.setattr(SRModel, "feed_data", feed_data)
+    outcome = in_process("train", options_of(stock(redsr_options, paired)))
+    assert outcome.status == 2
+    said = outcome.output.splitlines()[-1]
+    assert "iteration 6: l_pix is nan, the gradient norm of optimizers[0] is nan; gt_path /" in said
+    assert said.endswith("or set train.clip_grad_norm; the last checkpoint is net_*_4.pth of this run")
+    assert sorted(file.name for file in folder_of(project).glob("*/*")) == ["4.state", "net_g_4.pth"]
+
+
 def test_a_few_bad_steps_are_left_out(
     project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stock = ReDSRModel.feed_data
+    feed = ReDSRModel.feed_data
     fed: list[int] = []
 
     def feed_data(self: ReDSRModel, data: dict[str, torch.Tensor]) -> None:
         fed.append(1)
-        stock(self, data | {"gt": data["gt"] * float("nan")} if len(fed) in (2, 5) else data)
+        feed(self, data | {"gt": data["gt"] * float("nan")} if len(fed) in (2, 5) else data)
 
     monkeypatch.setattr(ReDSRModel, "feed_data", feed_data)
     outcome = in_process("train", options_of(redsr_options))
@@ -87,45 +115,34 @@ def test_a_few_bad_steps_are_left_out(
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from bsr_plugins import engine
-from bsr_plugins.engine.checkpoints import CheckpointStore
-save = CheckpointStore.save
+def fill_the_disk() -> None:
+    """Have no file of a process grow beyond some bytes from a save on, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    save = CheckpointStore.save
+
+    def late(self: CheckpointStore, model: Any, epoch: int, iteration: int, extras: Any) -> None:
+        if iteration == END:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+        save(self, model, epoch, iteration, extras)
+
+    CheckpointStore.save = late  # type: ignore[method-assign]
 
 
-def late(self, model, epoch, iteration, extras):
-    if iteration == 8:  # from here on a file cannot grow beyond some bytes, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-    save(self, model, epoch, iteration, extras)
-
-
-CheckpointStore.save = late
-raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))
-"""
-
-
-def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(project: Project, redsr_options: Options) -> None:
-    (project.root / "tools" / "train.py").write_text(FULL)
-    outcome = project.tool("train", options_of(redsr_options))
-    assert outcome.status == 2, outcome.output
-    assert "cannot be written" in outcome.output.splitlines()[-1]
-    assert "Just ignore it" not in outcome.output
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(
+    project: Project, redsr_options: Options, in_process: Run
+) -> None:
+    options = options_of(redsr_options)
+    training = Training(project, project.write(options), before=fill_the_disk)
+    assert training.process.wait(DEADLINE) == 2, training.said()
+    assert "cannot be written" in training.said().splitlines()[-1]
+    assert "Just ignore it" not in training.said()
     assert sorted(file.name for file in folder_of(project).glob("*/*")) == [
         "4.state",
         "net_degrader_4.pth",
         "net_g_4.pth",
     ]
-    whole = project.write(options_of(redsr_options) | {"name": "whole"}, "whole.yml")
-    resume = (
-        "-c",
-        "from bsr_plugins import engine\nfrom pathlib import Path\n"
-        "raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))",
-    )
-    assert project.python(*resume, "-opt", whole).status == 0
-    assert project.python(*resume, "-opt", "train.yml", "--auto_resume").status == 0
+    assert in_process("train", options | {"name": "whole"}).status == 0
+    assert in_process("train", options, "--auto_resume").status == 0
     assert differences(last_checkpoints(project.root, "whole"), last_checkpoints(project.root)) == []
 
 
@@ -150,16 +167,15 @@ def test_a_log_is_kept_whoever_asked_for_the_logger_first(
     assert "End of training" in log.read_text()
 
 
-SCRIPT = "from bsr_plugins.engine import train_pipeline\ntrain_pipeline('.')"
-
-
 def test_the_log_says_what_ended_a_run_from_a_script_of_one_s_own(
-    project: Project, redsr_options: Options, with_a_truncated_image: Path
+    project: Project, redsr_options: Options, with_a_truncated_image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = options_of(redsr_options)
     options["datasets"]["train"]["dataroot_gt"] = str(with_a_truncated_image)
-    outcome = project.python("-c", SCRIPT, "-opt", project.write(options))
-    assert outcome.status == 1
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(project.write(options))])
+    monkeypatch.chdir(project.root)
+    with pytest.raises(BSRError):
+        train_pipeline(".")
     (log,) = folder_of(project).glob("*.log")
     assert "2.png: cannot be decoded" in log.read_text().splitlines()[-1]
 

@@ -275,7 +275,7 @@ def test_own_ways_of_writing_stay_with_a_warning(
     model, store = Own({**opt, "train": {**opt["train"], "ema_decay": 0}}), make_store(opt)
     for iteration in (1, 2):
         store.save(model, 0, iteration, {})
-    assert capfd.readouterr().err.count("WARNING: Own has a save_network of its own") == 1
+    assert capfd.readouterr().err.count("WARNING: Own defines save_network: what it writes may be broken") == 1
     assert load(tmp_path / "models" / "net_g_2.pth") == {"params": {}}
     found = newest_complete(RunFolders.of(opt["path"]), ["g"]).found
     assert found is not None
@@ -318,14 +318,10 @@ def test_what_could_not_be_read_back_is_refused_at_once(opt: Options, tmp_path: 
     assert files_in(tmp_path) == set()
 
 
-def test_a_set_saved_again_takes_the_new_extras(opt: Options, tmp_path: Path) -> None:
+def test_a_set_saved_again_takes_the_new_extras(opt: Options) -> None:
     model, store = make_model(opt), make_store(opt, keep=1)
-    store.save(model, 0, 3, {"best": 1})
-    networks = content_of(tmp_path / "models")
-    written = (tmp_path / "models" / "net_g_3.pth").stat().st_ino
-    store.save(model, 0, 3, {"best": 2})
-    found = newest_complete(RunFolders.of(opt["path"])).found
-    assert found is not None
-    assert found.extras == {"best": 2}
-    assert content_of(tmp_path / "models") == networks
-    assert (tmp_path / "models" / "net_g_3.pth").stat().st_ino == written, "what is as it was stays"
+    for best in (1, 2):
+        store.save(model, 0, 3, {"best": best})
+        found = newest_complete(RunFolders.of(opt["path"])).found
+        assert found is not None
+        assert found.extras == {"best": best}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 
+from bsr_plugins import engine
 from tests.engine.ended_runs import differences, last_checkpoints, load
 from tests.options.stock_options import gan, stock
 
@@ -31,12 +34,22 @@ def prepared(options: Options, total: int = END) -> Options:
     return options
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run of `ended` is kept for all tests."""
+    return tmp_path_factory.mktemp("ended") / "experiments"
+
+
 @pytest.fixture
-def ended(project: Project, redsr_options: Options, in_process: Run) -> tuple[Options, Path]:
-    """A run that has come to its end: its options, and its folder."""
-    options = prepared(redsr_options)
-    assert in_process("train", options).status == 0
-    return options, project.root / "experiments" / "tiny"
+def ended(project: Project, redsr_options: Options, in_process: Run, kept: Path) -> tuple[Options, Path]:
+    """A run that has come to its end, made once and copied: its options, and its folder."""
+    options, experiments = prepared(redsr_options), project.root / "experiments"
+    if kept.exists():
+        shutil.copytree(kept, experiments)
+    else:
+        assert in_process("train", options).status == 0
+        shutil.copytree(experiments, kept)
+    return options, experiments / "tiny"
 
 
 def losses(log: str) -> dict[int, str]:
@@ -44,65 +57,65 @@ def losses(log: str) -> dict[int, str]:
     return {int(n): text for n, text in re.findall(r"iter:\s+(\d+), lr:\(.*?\)\] \[[^\]]*\] (.*)", log)}
 
 
-def halves(options: Options, in_process: Run, project: Project, workers: tuple[int, int] = (0, 0)) -> tuple[Any, Any]:
-    """Make a run in one piece and in two; return what each has left."""
-    whole = copy.deepcopy(options) | {"name": "whole"}
-    left_alone = in_process("train", whole)
+def resumes_exactly(
+    options: Options, in_process: Run, project: Project, began: int = 0, resumed: tuple[int, ...] = (0,)
+) -> Any:
+    """Check that a run which goes on from its middle ends as it has ended before.
+
+    Args:
+        options: Its options.
+        in_process: Runs it.
+        project: Its folder.
+        began: How many workers load for the whole run.
+        resumed: How many load for the runs that go on.
+
+    Returns:
+        What the whole run has left.
+    """
+    options = copy.deepcopy(options)
+    options["datasets"]["train"]["num_worker_per_gpu"] = began
+    left_alone = in_process("train", options)
     assert left_alone.status == 0, left_alone.output
-
-    first = copy.deepcopy(options) | {"name": "halves"}
-    first["datasets"]["train"]["num_worker_per_gpu"] = workers[0]
-    began = in_process("train", first)
-    assert began.status == 0, began.output
-    for late in (project.root / "experiments" / "halves").glob("*/*"):
-        if late.stem == str(END) or late.stem.endswith((f"_{END}", "_latest")):
-            late.unlink()  # so that it seems to have been stopped; others are, in the tests of killed runs
-    second = copy.deepcopy(options) | {"name": "halves"}
-    second["datasets"]["train"]["num_worker_per_gpu"] = workers[1]
-    resumed = in_process("train", second, "--auto_resume")
-    assert resumed.status == 0, resumed.output
-    assert f"iter: {STOP}." in resumed.output
-
-    told = losses(left_alone.output)
-    assert set(told) == set(range(1, END + 1))
-    assert losses(began.output) == told
-    assert losses(resumed.output) == {n: text for n, text in told.items() if n > STOP}
-    return last_checkpoints(project.root, "whole"), last_checkpoints(project.root, "halves")
+    figures = losses(left_alone.output)
+    assert set(figures) == set(range(1, END + 1))
+    whole = last_checkpoints(project.root)
+    for workers in resumed:
+        for late in (project.root / "experiments" / "tiny").glob("*/*"):
+            if late.stem == str(END) or late.stem.endswith((f"_{END}", "_latest")):
+                late.unlink()  # so that it seems to have been stopped; others are, in the tests of killed runs
+        options["datasets"]["train"]["num_worker_per_gpu"] = workers
+        outcome = in_process("train", options, "--auto_resume")
+        assert outcome.status == 0, outcome.output
+        assert f"iter: {STOP}." in outcome.output
+        assert losses(outcome.output) == {n: text for n, text in figures.items() if n > STOP}
+        assert differences(whole, last_checkpoints(project.root)) == []
+    return whole
 
 
-@pytest.mark.parametrize("workers", [(0, 0), (0, 2), (3, 1)])
-def test_aacl_resumes_exactly(
-    project: Project, aacl_options: Options, in_process: Run, workers: tuple[int, int]
-) -> None:
+def test_aacl_resumes_exactly(project: Project, aacl_options: Options, in_process: Run) -> None:
     """With calibration, encoder phase, EMA, queue, and best metrics."""
     aacl_options["degradation"]["sampler"] = {"type": "ads", "grid": 5}
     aacl_options["train"]["encoder_phase"] = {"iters": 6, "lr": 0.001}
-    whole, halved = halves(prepared(aacl_options), in_process, project, workers)
+    whole = resumes_exactly(prepared(aacl_options), in_process, project, 0, (0, 2))
     assert {"net_g_8.pth", "net_moco_8.pth", "net_g_latest.pth", "net_moco_latest.pth"} < set(whole)
     assert whole["extras"]["best_metric_results"]["val"]["psnr"]["iter"] in (STOP, END)
-    assert differences(whole, halved) == []
+    assert differences(whole, resumes_exactly(prepared(aacl_options), in_process, project, 3, (1,))) == []
 
 
 def test_redsr_resumes_exactly(project: Project, redsr_options: Options, in_process: Run) -> None:
-    whole, halved = halves(prepared(redsr_options), in_process, project)
-    assert "net_degrader_8.pth" in whole
-    assert differences(whole, halved) == []
+    assert "net_degrader_8.pth" in resumes_exactly(prepared(redsr_options), in_process, project)
 
 
 def test_a_stock_model_on_a_stock_dataset_resumes_exactly(
     project: Project, redsr_options: Options, in_process: Run, paired: Options
 ) -> None:
-    options = prepared(stock(redsr_options, paired))
-    whole, halved = halves(options, in_process, project, (0, 2))
-    assert differences(whole, halved) == []
+    resumes_exactly(prepared(stock(redsr_options, paired)), in_process, project, 0, (2,))
 
 
 def test_a_gan_resumes_exactly(project: Project, redsr_options: Options, in_process: Run, paired: Options) -> None:
     """Two optimisers from one block, of which BasicSR's models take out what they read, and spectral norm's buffers."""
     options = prepared(gan(stock(redsr_options, paired)))
-    whole, halved = halves(options, in_process, project, (0, 2))
-    assert "net_d_8.pth" in whole
-    assert differences(whole, halved) == []
+    assert "net_d_8.pth" in resumes_exactly(options, in_process, project, 0, (2,))
 
 
 def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(
@@ -129,7 +142,7 @@ def test_a_run_of_basicsr_s_own_trainer_goes_on(redsr_options: Options, in_proce
     assert in_process("stock train", options | {"train": {**options["train"], "total_iter": STOP + 1}}).status == 0
     resumed = in_process("train", options, "--auto_resume")
     assert resumed.status == 0, resumed.output
-    assert f"{STOP}.state is BasicSR's own" in resumed.output
+    assert f"{STOP}.state is BasicSR's, which keeps less" in resumed.output
     assert set(losses(resumed.output)) == set(range(STOP + 1, END + 1))
 
 
@@ -209,30 +222,16 @@ def test_a_new_learning_rate_is_not_taken_and_that_is_said(in_process: Run, ende
 
 
 def test_auto_resume_finds_the_run_from_any_folder(
-    project: Project, redsr_options: Options, in_process: Run, tmp_path: Path
+    project: Project, ended: tuple[Options, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = prepared(redsr_options)
-    options["train"]["total_iter"] = STOP
-    assert in_process("train", options).status == 0
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    options["train"]["total_iter"] = END
-    file = project.write(options)
-    outcome = project.python("-c", RESUME, str(file), str(elsewhere))
-    assert outcome.status == 0, outcome.output
-    assert f"iter: {STOP}." in outcome.output
+    options, folder = ended
+    options["train"]["total_iter"] += 1
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "argv", ["train", "-opt", str(project.write(options)), "--auto_resume"])
+    assert engine.run(engine.train_pipeline, project.root) == 0
+    assert (folder / "training_states" / f"{END + 1}.state").is_file()
     assert project.experiments == ["tiny"], "nothing was archived"
-
-
-RESUME = """
-import os, sys
-from pathlib import Path
-root, file, folder = Path.cwd(), *sys.argv[1:]
-os.chdir(folder)
-sys.argv = ["train", "-opt", file, "--auto_resume"]
-from bsr_plugins import engine
-raise SystemExit(engine.run(engine.train_pipeline, root))
-"""
 
 
 def test_epochs_with_incomplete_batches_do_not_end_a_run_early(
@@ -265,6 +264,14 @@ def test_a_drawn_seed_is_kept(redsr_options: Options, in_process: Run) -> None:
     assert resumed.status == 0, resumed.output
     assert set(re.findall(r"(?<!\w)(?:manual_)?seed: (\d+)", resumed.output)) == {drawn}
     assert "does not go on exactly" not in resumed.output
+
+
+def test_sets_that_a_killed_run_had_no_time_to_remove_are_removed(in_process: Run, ended: tuple[Options, Path]) -> None:
+    options, folder = ended
+    options["logger"]["save_last_n"] = 1
+    assert in_process("train", options, "--auto_resume").status == 0
+    names = ["8.state", "net_degrader_8.pth", "net_degrader_latest.pth", "net_g_8.pth", "net_g_latest.pth"]
+    assert sorted(file.name for file in folder.glob("*/*")) == names
 
 
 def test_a_resumed_run_must_not_be_past_its_end(project: Project, in_process: Run, ended: tuple[Options, Path]) -> None:

@@ -1,23 +1,21 @@
 """Training processes that are killed at random moments, while they write too, and resumed.
 
-Three of the moments in every run of the suite; all of them by `pytest -m slow tests/engine/test_killed_runs.py`.
+Two of the moments in every run of the suite; all of them, by the train tool's command line, by
+`pytest -m slow tests/engine/test_killed_runs.py`.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-import bsr_plugins
 from tests.engine.ended_runs import differences, last_checkpoints
+from tests.engine.training_processes import Training
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Project
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 MOMENTS, QUICK = 20, 2
 END, SAVED_EVERY, KEPT = 30, 2, 3
 SEED = 5
-DEADLINE = 120.0  # seconds that no run here takes
-POLL = 0.0005
 BEFORE_THE_END = 0.8
 
 
@@ -40,44 +36,7 @@ def options_of(options: Options) -> Options:
     return options
 
 
-class Training:
-    """A training process, or several that torchrun starts, with the output in a file."""
-
-    def __init__(self, project: Project, file: Path, workers: int, ranks: int = 1) -> None:
-        self.output = project.root / f"{file.stem}.txt"
-        environment = os.environ | {"PYTHONPATH": str(Path(bsr_plugins.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-        command = [sys.executable, *launch, "tools/train.py", "-opt", str(file), "--auto_resume"]
-        command += ["--launcher", "pytorch"] if ranks > 1 else []
-        command += ["--set", f"datasets:train:num_worker_per_gpu={workers}"]
-        with self.output.open("ab") as output:
-            self.process = subprocess.Popen(
-                command, cwd=project.root, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
-
-    def wait_for(self, event: Any) -> bool:
-        """Wait until something is the case; returns False if the process ends before."""
-        deadline = time.monotonic() + DEADLINE
-        while not event():
-            if self.process.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(POLL)
-        return True
-
-    def kill(self) -> bool:
-        """End the process as a crash of the machine would, with its workers; tell whether it was still running."""
-        if self.process.poll() is not None:
-            return False
-        os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait() == -signal.SIGKILL
-
-    def finish(self) -> None:
-        """Let the process come to its end."""
-        assert self.process.wait(DEADLINE) == 0, self.output.read_text()
-
-
-def kill_and_resume(project: Project, file: Path, number: int, length: float) -> bool:
+def kill_and_resume(project: Project, file: Path, number: int, length: float, fresh: bool) -> bool:
     """Kill a run at the moment of a number, resume it, and compare it with the undisturbed one.
 
     Returns:
@@ -86,39 +45,40 @@ def kill_and_resume(project: Project, file: Path, number: int, length: float) ->
     draw = random.Random(f"{SEED} {number}")
     name = f"killed{number}"
     folder = project.root / "experiments" / name
-    own = project.root / f"{name}.yml"
-    own.write_text(file.read_text().replace("name: tiny", f"name: {name}"))
-    training = Training(project, own, draw.choice([0, 1, 2]))
-    assert training.wait_for(lambda: (folder / "training_states").is_dir())
+    changed = project.root / f"{name}.yml"
+    changed.write_text(file.read_text().replace("name: tiny", f"name: {name}"))
+    start = partial(Training, project, changed, fresh=fresh)
+    training = start(workers=draw.choice([0, 1, 2]))
+    assert training.wait_for(lambda: (folder / "training_states").is_dir()), training.said()
     moment = time.monotonic() + draw.uniform(0, BEFORE_THE_END * length)
     training.wait_for(lambda: time.monotonic() > moment)
     if number % 2:
         training.wait_for(lambda: any(folder.glob("*/.*.tmp")))  # in the middle of writing
     killed = training.kill()
-    Training(project, own, draw.choice([0, 1, 2])).finish()
+    start(workers=draw.choice([0, 1, 2])).finish()
     assert not list(folder.glob("*/.*.tmp"))
     assert len(list(folder.glob("training_states/*.state"))) <= KEPT
     ends = last_checkpoints(project.root), last_checkpoints(project.root, name)
-    assert differences(*ends) == [], (number, training.output.read_text())
+    assert differences(*ends) == [], (number, training.said())
     return killed
 
 
-def kill_runs(project: Project, options: Options, numbers: range) -> None:
+def kill_runs(project: Project, options: Options, numbers: range, fresh: bool) -> None:
     """Make the undisturbed run, then all the others."""
     file = project.write(options_of(options))
-    undisturbed = Training(project, file, 1)
+    undisturbed = Training(project, file, 1, fresh=fresh)
     assert undisturbed.wait_for(lambda: (project.root / "experiments" / "tiny" / "training_states").is_dir())
     began = time.monotonic()
     undisturbed.finish()
     length = time.monotonic() - began
-    killed = [kill_and_resume(project, file, number, length) for number in numbers]
+    killed = [kill_and_resume(project, file, number, length, fresh) for number in numbers]
     assert sum(killed) >= len(killed) / 2
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_left_alone(project: Project, aacl_options: Options) -> None:
-    kill_runs(project, aacl_options, range(QUICK))
+    kill_runs(project, aacl_options, range(QUICK), fresh=False)
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_many_random_moments_ends_as_if_left_alone(project: Project, aacl_options: Options) -> None:
-    kill_runs(project, aacl_options, range(MOMENTS))
+    kill_runs(project, aacl_options, range(MOMENTS), fresh=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,35 +12,11 @@ from typing import Any
 
 import pytest
 
-from bsr_plugins.engine.loading import build_train_loader
-from tests.engine.loading_cases import BATCH, BATCHES, Batch, options, paired, rest_of_epoch
-
-
-class Interpreter:
-    """A Python of its own that loads with two workers, waits for a line after the first batch, and goes on then."""
-
-    code = (
-        "import json, multiprocessing, sys; import bsr_plugins;"
-        "from tests.engine.test_loader_processes import load_and_wait;"
-        "load_and_wait(json.loads(sys.argv[1]), sys.stdin.readline, lambda *n: print(*n, flush=True))"
-    )
-
-    def __init__(self, opt: Batch) -> None:
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", self.code, json.dumps(opt)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
-        assert self.process.stdout is not None
-        self.workers = [int(number) for number in self.process.stdout.readline().split()]
-        assert len(self.workers) == 2
+from tests.engine.loading_cases import BATCH, BATCHES, Batch, options, paired, rest_of_epoch, train_loader
 
 
 def load_and_wait(opt: Batch, wait: Callable[[], Any], tell: Callable[..., Any], fail: bool = False) -> None:
-    loader = build_train_loader(opt)
+    loader = train_loader(opt)
     loader.start(0)
     batches = [loader.next()]
     tell(*(child.pid for child in multiprocessing.active_children()))
@@ -71,26 +44,15 @@ def end_within(seconds: float, numbers: list[int]) -> bool:
     return True
 
 
-def test_signals_do_not_end_workers(pair_folder: Path) -> None:
-    opt = options(paired, pair_folder, 2, persistent_workers=True, dataset_enlarge_ratio=10)
-    main = Interpreter(opt)
-    for number in main.workers:
-        os.kill(number, signal.SIGINT)
-        os.kill(number, signal.SIGTERM)
-    time.sleep(0.2)
-    assert all(map(is_alive, main.workers))
-    output, _ = main.process.communicate("\n", timeout=30)
-    assert output.split() == [str(80 // BATCH)]
-    assert main.process.returncode == 0
-    assert end_within(2, main.workers)
-
-
 @pytest.fixture
 def forked(pair_folder: Path) -> Iterator[Callable[..., Any]]:
-    """Do as `Interpreter` does in a fork of this process; gives it, its workers' ids, and what lets it go on."""
+    """Load with two workers in a fork of this process; gives it, its workers' ids, and what lets it go on.
+
+    It waits after the first batch; what lets it go on returns the number of all batches.
+    """
     context, processes = multiprocessing.get_context("fork"), []
 
-    def start(fail: bool = False, **changes: Any) -> tuple[Any, list[int], Callable[[], None]]:
+    def start(fail: bool = False, **changes: Any) -> tuple[Any, list[int], Callable[[], int]]:
         opt = options(paired, pair_folder, 2, **{"persistent_workers": True, "dataset_enlarge_ratio": 10} | changes)
         ours, theirs = context.Pipe()
 
@@ -102,12 +64,31 @@ def forked(pair_folder: Path) -> Iterator[Callable[..., Any]]:
         processes.append(process)
         workers = [*ours.recv()]
         assert len(workers) == 2
-        return process, workers, lambda: ours.send("go on")
+
+        def go_on() -> int:
+            ours.send("go on")
+            (batches,) = ours.recv()
+            return int(batches)
+
+        return process, workers, go_on
 
     yield start
     for process in processes:
         process.kill()
         process.join()
+
+
+def test_signals_do_not_end_workers(forked: Callable[..., Any]) -> None:
+    process, workers, go_on = forked()
+    for number in workers:
+        os.kill(number, signal.SIGINT)
+        os.kill(number, signal.SIGTERM)
+    time.sleep(0.2)
+    assert all(map(is_alive, workers))
+    assert go_on() == 80 // BATCH
+    process.join(20)
+    assert process.exitcode == 0
+    assert end_within(2, workers)
 
 
 @pytest.mark.parametrize("changes", [{}, {"prefetch_mode": "cpu"}, {"persistent_workers": False}])
@@ -131,7 +112,7 @@ def test_workers_end_when_their_process_is_killed(changes: Batch, forked: Callab
 def test_workers_begin_with_signals_held_back(pair_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SIGTERM to all processes finds a worker that has just begun."""
     monkeypatch.setattr(signal, "signal", _term_first(signal.signal))
-    loader = build_train_loader(options(paired, pair_folder, 1))
+    loader = train_loader(options(paired, pair_folder, 1))
     loader.start(0)
     assert len(rest_of_epoch(loader)) == BATCHES
     loader.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bsr_plugins.models import ReDSRModel
 from tests.engine.ended_runs import differences, last_checkpoints
-from tests.engine.test_killed_runs import Training
+from tests.engine.training_processes import Training, start_ranks
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Project
@@ -26,24 +27,24 @@ def options_of(options: Options, total: int = END) -> Options:
     return options
 
 
-def started(project: Project, options: Options) -> Training:
+def started(project: Project, options: Options, **settings: Any) -> Training:
     """A run in its first iterations."""
-    training = Training(project, project.write(options), 1)
-    assert training.wait_for(lambda: "iter:       3," in training.output.read_text())
+    training = Training(project, project.write(options), 1, **settings)
+    assert training.wait_for(lambda: "iter:       3," in training.said()), training.said()
     return training
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status", "fresh"), [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)])
 def test_a_signal_ends_the_run_after_the_iteration_saved(
-    project: Project, redsr_options: Options, number: signal.Signals, status: int
+    project: Project, redsr_options: Options, number: signal.Signals, status: int, fresh: bool
 ) -> None:
-    training = started(project, options_of(redsr_options, LONG))
+    training = started(project, options_of(redsr_options, LONG), fresh=fresh)
     training.process.send_signal(number)
-    assert training.process.wait(60) == status, training.output.read_text()
+    assert training.process.wait(60) == status, training.said()
     folder = project.root / "experiments" / "tiny"
     (state,) = folder.glob("training_states/*.state")
-    assert f"Stopped by {number.name} after iteration {state.stem}; it is saved." in training.output.read_text()
-    assert "Traceback" not in training.output.read_text()
+    assert f"Stopped by {number.name} after iteration {state.stem}; it is saved." in training.said()
+    assert "Traceback" not in training.said()
     (log,) = folder.glob("*.log")
     assert "it is saved." in log.read_text()
 
@@ -59,32 +60,23 @@ def test_a_stopped_run_ends_as_if_left_alone(project: Project, redsr_options: Op
     assert differences(last_checkpoints(project.root, "whole"), last_checkpoints(project.root)) == []
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-from bsr_plugins import engine
-from bsr_plugins.models import ReDSRModel
+def sleep_in_a_step() -> None:
+    """Have the second step of a process last for a minute."""
+    stock = ReDSRModel.optimize_parameters
 
-step = ReDSRModel.optimize_parameters
+    def optimize_parameters(self: ReDSRModel, current_iter: int) -> None:
+        stock(self, current_iter)
+        if current_iter == 2:
+            print("asleep", flush=True)
+            for _ in range(600):
+                time.sleep(0.1)
 
-
-def slow_step(self, iteration):
-    step(self, iteration)
-    if iteration == 2:
-        print("asleep", flush=True)
-        for _ in range(600):
-            time.sleep(0.1)
-
-
-ReDSRModel.optimize_parameters = slow_step
-raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))
-"""
+    ReDSRModel.optimize_parameters = optimize_parameters  # type: ignore[method-assign]
 
 
 def test_a_second_signal_stops_at_once(project: Project, redsr_options: Options) -> None:
-    (project.root / "tools" / "train.py").write_text(SLOW)
-    training = Training(project, project.write(options_of(redsr_options)), 1)
-    assert training.wait_for(lambda: "asleep" in training.output.read_text())
+    training = Training(project, project.write(options_of(redsr_options)), 1, sleep_in_a_step)
+    assert training.wait_for(lambda: "asleep" in training.said()), training.said()
     training.process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
     assert training.process.poll() is None, "it finishes the iteration"
@@ -93,59 +85,46 @@ def test_a_second_signal_stops_at_once(project: Project, redsr_options: Options)
     assert not list((project.root / "experiments" / "tiny").glob("training_states/*"))
 
 
-def test_a_launcher_may_pass_a_signal_on(
-    project: Project, redsr_options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_launcher_may_pass_a_signal_on(project: Project, redsr_options: Options) -> None:
     """Under torchrun an interrupt reaches a process twice: from the terminal, and from torchrun."""
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    training = started(project, options_of(redsr_options, LONG))
+    training = started(project, options_of(redsr_options, LONG), environment={"TORCHELASTIC_RUN_ID": "1"})
     for _ in range(3):
         training.process.send_signal(signal.SIGINT)
         time.sleep(0.01)
-    assert training.process.wait(60) == 130, training.output.read_text()
+    assert training.process.wait(60) == 130, training.said()
     assert len(list((project.root / "experiments" / "tiny").glob("training_states/*.state"))) == 1
 
 
-VALIDATES_SLOWLY = """
-import time
-from pathlib import Path
-from bsr_plugins import engine
-from bsr_plugins.models import ReDSRModel
+def validate_slowly() -> None:
+    """Have a process take seconds for every image that it validates."""
+    stock = ReDSRModel.feed_data
 
-feed_data = ReDSRModel.feed_data
+    def feed_data(self: ReDSRModel, data: Any) -> None:
+        if "lq" in data:
+            print("measuring", flush=True)
+            time.sleep(2)
+        stock(self, data)
 
-
-def slow_feed_data(self, data):
-    if "lq" in data:
-        print("measuring", flush=True)
-        time.sleep(2)
-    feed_data(self, data)
-
-
-ReDSRModel.feed_data = slow_feed_data
-if __name__ == "__main__":
-    raise SystemExit(engine.run(engine.train_pipeline, Path.cwd()))
-"""
+    ReDSRModel.feed_data = feed_data  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("ranks", "last"), [(2, False), (1, True)])
 def test_a_signal_breaks_a_validation_off(project: Project, redsr_options: Options, ranks: int, last: bool) -> None:
     """A launcher gives its processes but little time."""
-    (project.root / "tools" / "train.py").write_text(VALIDATES_SLOWLY)
     options = options_of(redsr_options, 2 if last else LONG)
     options["val"]["val_freq"] = LONG if last else 2
     options["datasets"]["train"]["batch_size_per_gpu"] = 2
-    training = Training(project, project.write(options), 0, ranks)
-    assert training.wait_for(lambda: "measuring" in training.output.read_text()), training.output.read_text()
-    training.process.send_signal(signal.SIGTERM)
-    status = training.process.wait(60)
-    assert status == 143 if ranks == 1 else status != 0, "torchrun has one of its own"
-    said = training.output.read_text()
-    assert "Stopped by SIGTERM after iteration 2; it is saved." in said
-    assert said.count("measuring") < photographs_of(options)
-    assert "# psnr" not in said
+    file = project.write(options)
+    several = ranks > 1
+    trainings = (
+        start_ranks(project, file, ranks, validate_slowly) if several else [Training(project, file, 0, validate_slowly)]
+    )
+    first = trainings[0]
+    assert first.wait_for(lambda: first.said().count("measuring") >= ranks), first.said()
+    for training in trainings:
+        training.process.send_signal(signal.SIGTERM)
+    assert [training.process.wait(60) for training in trainings] == [143] * ranks, first.said()
+    assert "Stopped by SIGTERM after iteration 2; it is saved." in first.said()
+    assert first.said().count("measuring") < len(list(Path(options["datasets"]["val"]["dataroot_gt"]).iterdir()))
+    assert "# psnr" not in first.said()
     assert [file.name for file in project.root.glob("experiments/tiny/training_states/*")] == ["2.state"]
-
-
-def photographs_of(options: Options) -> int:
-    return len(list(Path(options["datasets"]["val"]["dataroot_gt"]).iterdir()))

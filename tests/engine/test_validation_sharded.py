@@ -219,7 +219,7 @@ def test_frozen_parts_stay_in_evaluation(opt: Options) -> None:
 def test_images_that_cannot_be_saved_are_named(opt: Options, tmp_path: Path) -> None:
     folder = tmp_path / "images" / "astronaut0_sig1.8"
     (folder / "astronaut0_sig1.8_5.png").mkdir(parents=True)
-    with pytest.raises(BSRError, match=rf"^{folder}/astronaut0_sig1.8_5.png: cannot be written, expected a folder"):
+    with pytest.raises(BSRError, match=rf"^{folder}/astronaut0_sig1.8_5.png: cannot be written "):
         validate(make(opt), loader_of(opt, [0]), FIRST, None, save_img=True)
 
 
