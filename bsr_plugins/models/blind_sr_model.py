@@ -127,7 +127,6 @@ class BlindSRModel(WholeBatchModel):
         """Build what only training needs: degradation, networks, losses, optimiser and schedulers."""
         self.degradation = self._build_degradation()
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
-        self.is_calibrated = False
         self.build_losses()
         super().init_training_settings()
 
@@ -162,9 +161,8 @@ class BlindSRModel(WholeBatchModel):
         Raises:
             BSRError: What the run's folder has cannot be used, or a training image cannot be read.
         """
-        if self.is_calibrated or self.degradation is None or not self.degradation.needs_calibration:
+        if self.degradation is None or not self.degradation.needs_calibration:
             return
-        self.is_calibrated = True
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
         if file.is_file():
             try:

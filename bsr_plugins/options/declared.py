@@ -10,7 +10,6 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import annotated_types as limits
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -137,8 +136,8 @@ def _range(metadata: list[Any]) -> str:
     bounds: dict[str, Any] = {}
     for one in (part for entry in metadata for part in (entry.metadata if isinstance(entry, FieldInfo) else [entry])):
         for name in ("ge", "gt", "le", "lt"):
-            if isinstance(one, {"ge": limits.Ge, "gt": limits.Gt, "le": limits.Le, "lt": limits.Lt}[name]):
-                bound = getattr(one, name)
+            bound = getattr(one, name, None)
+            if bound is not None:
                 bounds[name] = bound if isinstance(bound, int) else f"{bound:g}"
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
