@@ -68,7 +68,6 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     def __init__(self, opt: dict[str, Any]) -> None:
         check_device(opt)
         self._faults: list[str] = []
-        self._calibrated = False
         self.options = _read_own(type(self).Options, opt, "")
         try:
             super().__init__(opt)
@@ -270,9 +269,8 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         Raises:
             BSRError: What the run's folder has cannot be used, or a training image cannot be read.
         """
-        if self._calibrated or self.degradation is None or not self.degradation.needs_calibration:
+        if self.degradation is None or not self.degradation.needs_calibration:
             return
-        self._calibrated = True
         file = Path(self.opt["path"]["experiments_root"]) / CALIBRATION_FILE
         if file.is_file():
             try:
