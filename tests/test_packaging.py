@@ -9,7 +9,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,15 @@ def text_files() -> Iterator[Path]:
         yield from (path for path in paths if path.is_file() and path.suffix in TEXT)
 
 
+@cache
+def distributions_of_modules() -> Mapping[str, list[str]]:
+    """Which distributions each installed module comes from; finding out takes a second."""
+    return importlib.metadata.packages_distributions()
+
+
 def third_party_imports(path: Path) -> Iterator[str]:
     """Name the distributions that a file imports from, wherever in the file it does."""
-    known = importlib.metadata.packages_distributions()
+    known = distributions_of_modules()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
