@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from bsr_plugins.atomic_file import StagedFile, remove, remove_leftovers, reported, sync_folder, unused
 from bsr_plugins.blocks import integer
-from bsr_plugins.engine.checkpoint_identity import KEY, Identity
-from bsr_plugins.engine.checkpoint_sets import NETWORK_LABEL, SUPERSEDED, RunFolders
+from bsr_plugins.engine.checkpoint_sets import KEY, NETWORK_LABEL, SUPERSEDED, Identity, RunFolders
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 

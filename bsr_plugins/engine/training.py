@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from basicsr.utils import AvgTimer, MessageLogger
 
-from bsr_plugins.engine.checkpoint_identity import Identity
-from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, find_set, use_networks
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, Identity, RunFolders, Search, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
