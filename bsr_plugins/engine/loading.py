@@ -12,7 +12,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
 from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.utils import get_root_logger
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from bsr_plugins.data.bad_images import SKIPPED
 from bsr_plugins.data.decode import unusual_images
@@ -20,14 +20,12 @@ from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset, item_files
 from bsr_plugins.data.positions import RunSampler
 from bsr_plugins.data.workers import WorkerProcesses, stop_signals_held_back
-from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.seeding import derive_seed
 
 Batch = dict[str, Any]
 
 _BAD_IMAGE_KEY = "on_bad_image"
-_UNSORTED = (PairedImageDataset, RealESRGANPairedDataset)
-_PREFETCH_MODES = ("cpu", "cuda")
+_UNSORTED = (PairedImageDataset, RealESRGANPairedDataset)  # their images come as the file system lists them
 
 
 class TrainLoader:
@@ -39,9 +37,7 @@ class TrainLoader:
     Args:
         dataset: What makes the items, given a `PositionedIndex`.
         sampler: Which items, and in what order.
-        dataset_opt: The option block: workers, memory and `on_bad_image` are read from it.
-        seed: The run's `manual_seed`.
-        mode: What prefetches beyond the workers: `cpu` (a thread), `cuda` (a stream) or nothing.
+        opt: The options of the run; those of its loader are read from `datasets.train`.
 
     Attributes:
         num_images: The number of items in the dataset, images for the most part.
@@ -49,22 +45,15 @@ class TrainLoader:
         skipped: The number of bad images among all batches given so far by this process.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        sampler: RunSampler,
-        dataset_opt: Mapping[str, Any],
-        seed: int,
-        mode: str | None = None,
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: RunSampler, opt: Mapping[str, Any]) -> None:
         self.dataset, self.num_images = dataset, _length(dataset)
         self.batches_per_epoch = sampler.batches_per_epoch
         self.skipped = 0
-        self._sampler, self._opt, self._seed, self._mode = sampler, dataset_opt, seed, mode
-        self._counts = dataset_opt.get(_BAD_IMAGE_KEY) == "skip"
+        self._sampler, self._opt, self._seed = sampler, opt["datasets"]["train"], opt["manual_seed"]
+        self._mode = _prefetch_mode(dataset, self._opt, opt["num_gpu"])
         self._source: Any = None
         self._workers: WorkerProcesses | None = None
-        self._underway = False
+        self._is_underway = False
 
     def start(self, epoch: int, first_batch: int = 0) -> None:
         """Begin an epoch, or go on in the middle of it, both from 0: nothing before `first_batch` is read.
@@ -79,7 +68,7 @@ class TrainLoader:
                 self._source = self._prefetcher()
             else:
                 self._source.reset()
-        self._underway = True
+        self._is_underway = True
 
     def next(self) -> Batch | None:
         """Return the next batch of the epoch, None after the last.
@@ -89,8 +78,8 @@ class TrainLoader:
         """
         batch: Batch | None = self._source.next()
         if batch is None:
-            self._underway = False
-        elif self._counts:
+            self._is_underway = False
+        elif self._opt.get(_BAD_IMAGE_KEY) == "skip":
             self.skipped += sum(len(files.splitlines()) for files in batch[SKIPPED])
         return batch
 
@@ -104,12 +93,12 @@ class TrainLoader:
 
     def _break_off(self) -> None:
         """Let a prefetching thread come to its end in the middle of an epoch, with what is begun thrown away."""
-        if not (self._underway and self._mode == "cpu"):
+        if not (self._is_underway and self._mode == "cpu"):
             return
         self._sampler.stop()
-        while self._underway:
+        while self._is_underway:
             with suppress(Exception):  # those of batches that nobody asks for any more
-                self._underway = self._source.next() is not None
+                self._is_underway = self._source.next() is not None
 
     def _prefetcher(self) -> Any:
         workers = self._opt["num_worker_per_gpu"]
@@ -132,31 +121,18 @@ class TrainLoader:
 
 
 def build_train_loader(opt: Mapping[str, Any], dataset: Dataset[Any]) -> TrainLoader:
-    """Build what loads the training dataset of a run, for this rank.
+    """Build what loads the training dataset of a run, for this rank; the options are left as they are.
 
-    The dataset is any that is registered. One that draws from the global random states (all but ours) is wrapped in a
-    `PositionedDataset`; `on_bad_image` works for all. A batch is `batch_size_per_gpu` items a process. Files that are
+    The dataset is any that is registered; one that is not ours has been built without `on_bad_image`, which works for
+    all. One that draws from the global random states (all but ours) is wrapped in a `PositionedDataset`. Files that are
     converted, grey ones and those with alpha for example, are warned of, once.
-
-    Args:
-        opt: The run's options; they are left as they are.
-        dataset: The dataset of `datasets.train`; one that is not ours has been built without `on_bad_image`.
-
-    Raises:
-        OptionError: The dataset cannot be loaded in this way.
     """
     dataset_opt, seed = opt["datasets"]["train"], opt["manual_seed"]
-    name = dataset_opt.get("name", "train")
-    if isinstance(dataset, IterableDataset):
-        raise OptionError(f"dataset '{name}'.type: {dataset_opt['type']} has no indices, expected a dataset with them")
     is_ours = isinstance(dataset, PairedDegradationDataset)
-    dataset = _in_order(dataset, name, opt["rank"])
-    if type(dataset) is not PairedDegradationDataset:
-        on_bad_image = "error" if is_ours else dataset_opt.get(_BAD_IMAGE_KEY, "error")
-        dataset = PositionedDataset(dataset, seed, on_bad_image, name)
+    dataset = _repeatable(dataset, opt, "train", "error" if is_ours else dataset_opt.get(_BAD_IMAGE_KEY, "error"))
     ratio, batch_size = dataset_opt.get("dataset_enlarge_ratio", 1), dataset_opt["batch_size_per_gpu"]
     sampler = RunSampler(_length(dataset), opt["world_size"], opt["rank"], seed, ratio, batch_size)
-    return TrainLoader(dataset, sampler, dataset_opt, seed, _prefetch_mode(dataset, dataset_opt, opt["num_gpu"]))
+    return TrainLoader(dataset, sampler, opt)
 
 
 def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Dataset[Any]]) -> list[DataLoader[Any]]:
@@ -164,21 +140,12 @@ def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Dataset[Any
 
     Each is loaded as BasicSR loads it: one image a batch, in order, by this process. Datasets of others are wrapped, so
     that they give the same images every time, change no global random state, and name an image that cannot be read.
-
-    Args:
-        opt: The run's options; they are left as they are.
-        datasets: The datasets of the run by their keys.
     """
     loaders: list[DataLoader[Any]] = []
     for phase, dataset_opt in opt["datasets"].items():
-        if phase == "train":
-            continue
-        name = dataset_opt.get("name", phase)
-        dataset = _in_order(datasets[phase], name, opt["rank"])
-        if type(dataset) is not PairedDegradationDataset:
-            dataset = PositionedDataset(dataset, opt["manual_seed"], "error", name)
-        generator = _seeds_of_workers(opt["manual_seed"])
-        loaders.append(DataLoader(dataset, pin_memory=_pins_memory(dataset_opt), generator=generator))
+        if phase != "train":
+            dataset, generator = _repeatable(datasets[phase], opt, phase), _seeds_of_workers(opt["manual_seed"])
+            loaders.append(DataLoader(dataset, pin_memory=_pins_memory(dataset_opt), generator=generator))
     return loaders
 
 
@@ -195,30 +162,23 @@ class _CUDAPrefetcher(CUDAPrefetcher):  # type: ignore[misc]
 
 def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
     mode: str | None = dataset_opt.get("prefetch_mode")
-    where = f"dataset '{dataset_opt.get('name', 'train')}'"
-    if mode is None:
-        return None
-    if mode not in _PREFETCH_MODES:
-        raise unknown_name(f"{where}.prefetch_mode", mode, _PREFETCH_MODES)
+    where = f"dataset '{dataset_opt.get('name', 'train')}'.prefetch_mode"
     if mode == "cuda" and (num_gpu == 0 or not torch.cuda.is_available()):
-        get_root_logger().warning(f"{where}.prefetch_mode: 'cuda' needs CUDA, and none is used: nothing is prefetched")
+        get_root_logger().warning(f"{where}: 'cuda' needs CUDA, and none is used: nothing is prefetched")
         return None
-    if mode == "cuda" and dataset_opt.get("pin_memory") is not True:
-        raise OptionError(
-            f"{where}.pin_memory: {dataset_opt.get('pin_memory')!r}, expected true with prefetch_mode: cuda"
-        )
     if mode == "cpu" and dataset_opt["num_worker_per_gpu"] == 0 and isinstance(dataset, PositionedDataset):
         # Its thread would draw from the random states that the model draws from at the same time.
-        get_root_logger().info(f"{where}.prefetch_mode: 'cpu' needs workers with this dataset: nothing is prefetched")
+        get_root_logger().info(f"{where}: 'cpu' needs workers with this dataset: nothing is prefetched")
         return None
     return mode
 
 
-def _in_order(dataset: Dataset[Any], name: str, rank: int) -> Dataset[Any]:
-    """Sort the images of BasicSR's paired datasets, which come as the file system lists them; warn of unusual ones."""
+def _repeatable(dataset: Dataset[Any], opt: Mapping[str, Any], phase: str, on_bad_image: str = "error") -> Dataset[Any]:
+    """Make a dataset give the same items for the same indices everywhere; warn of unusual images."""
+    name = opt["datasets"][phase].get("name", phase)
     if type(dataset) in _UNSORTED:
         dataset.paths.sort(key=itemgetter("gt_path"))  # type: ignore[attr-defined]  # those have it
-    if rank == 0:
+    if opt["rank"] == 0:
         if isinstance(dataset, PairedDegradationDataset):
             complaint = unusual_images(dataset.files, keeps_depth=True)
         else:
@@ -226,7 +186,9 @@ def _in_order(dataset: Dataset[Any], name: str, rank: int) -> Dataset[Any]:
             complaint = unusual_images(file for file in files if file is not None)
         if complaint is not None:
             get_root_logger().warning(f"dataset '{name}': {complaint}")
-    return dataset
+    if type(dataset) is PairedDegradationDataset:
+        return dataset
+    return PositionedDataset(dataset, opt["manual_seed"], on_bad_image, name)
 
 
 def _length(dataset: Dataset[Any]) -> int:

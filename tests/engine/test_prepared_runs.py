@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.engine import testing, training, validation
@@ -94,3 +96,17 @@ def test_a_test_run_takes_what_was_prepared(
     assert isinstance(dataset, PairedDegradationDataset)
     (file,) = project.root.glob("results/tiny/*.log")
     assert "WARNING: an early remark" in file.read_text()
+
+
+class Endless(IterableDataset[Any]):
+    """A dataset without indices."""
+
+
+def test_datasets_without_indices_are_refused(
+    redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Endless", Endless)
+    redsr_options["datasets"]["train"]["type"] = "Endless"
+    outcome = in_process("train", redsr_options)
+    assert outcome.status == 2
+    assert "datasets.train.type: 'Endless' has no indices, expected a dataset with them" in outcome.output
