@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -30,12 +29,9 @@ class StepWatch:
     Args:
         model: The model, built for training. `train.clip_grad_norm` (the largest norm, above 0) and
             `train.log_grad_norm` are read from its options.
-
-    Attributes:
-        skipped_total: How many steps were skipped; as of a `StepGuard`, and always 0.
     """
 
-    skipped_total = 0
+    skipped_total = 0  # as a StepGuard has it
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -55,11 +51,13 @@ class StepWatch:
             for index, optimiser in enumerate(self._model.optimizers):
                 hooks.callback(optimiser.register_step_pre_hook(partial(self._take_norm, index)).remove)
             self._model.optimize_parameters(iteration)
-        faults = self._faults()
-        if not any_rank(any(faults)):
+        logged = getattr(self._model, "log_dict", {})
+        losses = _not_finite((name, value) for name, value in logged.items() if name.startswith(_LOSS))
+        gradients = _not_finite((f"the gradient norm of optimizers[{index}]", norm) for index, norm in self._norms)
+        if not any_rank(bool(losses or gradients)):
             return
         files = "; ".join(f"{key} {_listed(batch[key])}" for key in _FILE_KEYS if key in batch)
-        reports = list(enumerate(gather((*faults, files or "files unknown"))))
+        reports = list(enumerate(gather((losses, gradients, files or "files unknown"))))
         # Gradients are averaged over ranks: they are bad on all of them where a loss is on one.
         at_fault = [each for each in reports if each[1][0]] or [each for each in reports if each[1][1]]
         lines = [
@@ -73,9 +71,9 @@ class StepWatch:
 
     def figures(self) -> dict[str, float]:
         """Return the last step's gradient norms, if asked: `grad_norm`, or `grad_norm_0` … of several optimisers."""
-        alone = len(self._model.optimizers) == 1
+        is_alone = len(self._model.optimizers) == 1
         norms = self._norms if self._logs else []
-        return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
+        return {"grad_norm" if is_alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
 
     def state(self) -> dict[str, int]:
         """Return counts for a checkpoint; there are none."""
@@ -91,15 +89,6 @@ class StepWatch:
             clip_grads_with_norm_(parameters, self._clip, norm)
         self._norms.append((index, norm))
 
-    def _faults(self) -> tuple[list[str], list[str]]:
-        """Return which losses, and which gradient norms, of this rank are not finite, in words."""
-        logged = getattr(self._model, "log_dict", {})
-        losses = [(name, float(value)) for name, value in logged.items() if name.startswith(_LOSS)]
-        norms = torch.stack([norm.double() for _, norm in self._norms]).tolist() if self._norms else []
-        named = (f"the gradient norm of optimizers[{index}]" for index, _ in self._norms)
-        gradients = list(zip(named, norms, strict=True))
-        return _not_finite(losses), _not_finite(gradients)
-
 
 def guard_of(model: Any) -> StepGuard | StepWatch:
     """Return the guard that a model has, or one that watches it."""
@@ -107,8 +96,9 @@ def guard_of(model: Any) -> StepGuard | StepWatch:
     return guard if isinstance(guard, StepGuard) else StepWatch(model)
 
 
-def _not_finite(values: list[tuple[str, float]]) -> list[str]:
-    return [f"{name} is {value}" for name, value in values if not math.isfinite(value)]
+def _not_finite(values: Iterable[tuple[str, Any]]) -> list[str]:
+    numbers = [(name, float(value)) for name, value in values]
+    return [f"{name} is {number}" for name, number in numbers if not math.isfinite(number)]
 
 
 def _listed(value: object) -> str:

@@ -53,21 +53,17 @@ def gather(value: T) -> list[T]:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """Call a function on rank 0 while the others wait, and return its result on every rank.
-
-    Raises:
-        BSRError: The one that rank 0 met, on every rank.
-    """
+    """Call a function on rank 0 while the others wait; its result, or its BSRError, is that of every rank."""
     if (group := _group()) is None:
         return make()
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            outcome[0] = make()
+            outcome = [make()]
         except BSRError as error:
-            outcome[1] = error
+            outcome = [error]
     distributed.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise outcome[1]
+    if isinstance(outcome[0], BSRError):
+        raise outcome[0]
     result: T = outcome[0]
     return result

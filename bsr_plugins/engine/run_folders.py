@@ -16,7 +16,7 @@ from basicsr.train import init_wandb_logger
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
 from basicsr.utils.options import dict2str
 
-from bsr_plugins.atomic_file import unused, write_atomically
+from bsr_plugins.atomic_file import reported, unused, write_atomically
 from bsr_plugins.errors import BSRError, line_of
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
     """Make the folders of a run, and put the copy of its options there; to be called on rank 0.
 
-    Args:
-        prepared: The run.
-        root_path: Where `experiments/`, `results/` and `tb_logger/` are.
-        fresh: Whether the run begins here; what an earlier one of its name has left is then moved out of the way.
+    If it begins here (`fresh`), what an earlier run of its name has left is moved out of the way.
 
     Raises:
         BSRError: They cannot be made.
@@ -64,19 +61,15 @@ class RunLog(NamedTuple):
 
 
 @contextmanager
-def run_log(prepared: Prepared, kind: str, root_path: str, start: int = 0) -> Iterator[RunLog]:
+def run_log(prepared: Prepared, root_path: str, start: int = 0) -> Iterator[RunLog]:
     """Open the log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
 
-    What could not be logged while the run was prepared is logged first. What has ended the run is put into the file: an
-    error's line, or the traceback of an unexpected one.
-
-    Args:
-        prepared: The run.
-        kind: `train` or `test`, for the file's name.
-        root_path: Where `tb_logger/` is made.
-        start: The iteration that a resumed run goes on from; what TensorBoard has of later ones is hidden.
+    What could not be logged while the run was prepared is logged first. What TensorBoard has of iterations after
+    `start`, from which a resumed run goes on, is hidden. What has ended the run is put into the file: an error's line,
+    or the traceback of an unexpected one.
     """
     opt, logger = prepared.opt, get_root_logger()
+    kind = "train" if opt["is_train"] else "test"
     # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
     logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
     file: logging.Handler = logging.NullHandler()
@@ -91,7 +84,7 @@ def run_log(prepared: Prepared, kind: str, root_path: str, start: int = 0) -> It
     prepared.replay(logger)
     for warning in prepared.warnings:
         logger.warning(warning)
-    if kind == "train" and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
+    if opt["is_train"] and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
         if (opt["logger"].get("wandb") or {}).get("project") is not None:
             init_wandb_logger(opt)  # before TensorBoard, which it follows
         tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
@@ -123,10 +116,8 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
         """Reports a disk that takes no more, which its thread has met before."""
 
         def add_scalar(self, *args: Any, **settings: Any) -> None:
-            try:
+            with reported(folder, "written"):
                 super().add_scalar(*args, **settings)
-            except OSError as error:
-                raise BSRError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
     return Writer(str(folder), purge_step=start + 1 if start else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,11 +32,19 @@ def test_pipeline(root_path: str) -> None:
         return
     opt = prepared.opt
     of_first(lambda: make_folders(prepared, root_path, fresh=True))
-    with run_log(prepared, "test", root_path) as log:
+    with run_log(prepared, root_path) as log:
         loaders = build_val_loaders(opt, prepared.datasets)
         datasets: list[Any] = [loader.dataset for loader in loaders]
         for dataset in datasets:
             log.logger.info(f"Number of test images in {dataset.opt['name']}: {len(dataset)}")
+
+        @cache
+        def warn_of_unread_keys() -> bool:
+            for warning in prepared.late_reads():
+                log.logger.warning(warning)
+            return False
+
         for loader, dataset in zip(loaders, datasets, strict=True):
             log.logger.info(f"Testing {dataset.opt['name']}...")
-            validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"])
+            validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"], warn_of_unread_keys)
+            warn_of_unread_keys()  # where the model validates in its way

@@ -45,33 +45,22 @@ def train_pipeline(root_path: str) -> None:
         Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
     """
     torch.backends.cudnn.benchmark = True
-    search = Search(None, [])
-
-    def resume(opt: dict[str, Any]) -> None:
-        nonlocal search
-        search = find_checkpoint(opt)
-
-    prepared = prepare(root_path, is_train=True, resume=resume)
+    searches: list[Search] = []
+    prepared = prepare(root_path, is_train=True, resume=lambda opt: searches.append(_find_checkpoint(opt)))
     if prepared.only_check:
         return
-    found = search.found
+    ((found, passed_over),) = searches
     of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
-    with run_log(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
-        for reason in search.passed_over:
+    with run_log(prepared, root_path, 0 if found is None else found.iteration) as log:
+        for reason in passed_over:
             log.logger.warning(f"Passed over {reason}")
         TrainingRun(prepared, found, log).execute()
 
 
-def find_checkpoint(opt: dict[str, Any]) -> Search:
-    """Find the checkpoint set that a run goes on from, and point the options at its networks.
+def _find_checkpoint(opt: dict[str, Any]) -> Search:
+    """Find the checkpoint set that a run goes on from, and point the options at its networks and its seed.
 
-    All ranks call it, and take what rank 0 finds. A `manual_seed` that is not given becomes the set's.
-
-    Args:
-        opt: The run's options; see `find_set`.
-
-    Raises:
-        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
+    All ranks call it, and take what rank 0 finds.
     """
     search = of_first(lambda: find_set(opt))
     found, passed_over = search
@@ -104,12 +93,12 @@ class TrainingRun:
         self._log_statistics()
         self.guard = guard_of(self.model)
         run_id = None if found is None or found.identity is None else found.identity.run_id
-        identity = Identity.of(opt, self.loader.num_images, run_id)
-        self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
+        identity, keep = Identity.of(opt, self.loader.num_images, run_id), opt["logger"].get("save_last_n")
+        self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, None if keep is None else int(keep))
         self.bad_images_before = self.start = 0
         if found is not None:
             self._resume(found, identity)
-        self.saved = self.start
+        self.saved, self.interruption = self.start, Interruption()
         # TensorBoard gets its figures from `_print`: BasicSR's logger leaves it out for runs of some names.
         # The time that is left is that of one iteration less than it takes.
         changed = {"logger": opt["logger"] | {"use_tb_logger": False}, "train": {"total_iter": self.end + 1}}
@@ -118,24 +107,24 @@ class TrainingRun:
 
     def execute(self) -> None:
         """Train to the end, save and validate; see `train_pipeline` for what is raised."""
-        logger, began, interruption = self.log.logger, time.time(), Interruption()
+        logger, began = self.log.logger, time.time()
         logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
-        with interruption.awaited():
+        with self.interruption.awaited():
             with closing(self.loader):
                 if self.start and self._is_validated(self.start):
-                    self._validate(self.start, interruption)
-                self._stop_if_asked(self.start, interruption)
-                self._train(interruption)
+                    self._validate(self.start)
+                self._stop_if_asked(self.start)
+                self._train()
             logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
             if self.guard.skipped_total:
                 logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
             logger.info("Save the latest model.")
             self.store.save_latest(self.model, self.end)
             if self.opt.get("val") is not None and not self._is_validated(self.end):
-                self._validate(self.end, interruption)
-            self._stop_if_asked(self.end, interruption)
+                self._validate(self.end)
+            self._stop_if_asked(self.end)
 
-    def _train(self, interruption: Interruption) -> None:
+    def _train(self) -> None:
         save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
         for iteration in range(self.start + 1, self.end + 1):
             epoch, number = self._place(iteration)
@@ -155,8 +144,8 @@ class TrainingRun:
             if iteration % save_freq == 0 or iteration == self.end:
                 self._save(iteration)
             if self._is_validated(iteration):
-                self._validate(iteration, interruption)
-            self._stop_if_asked(iteration, interruption)
+                self._validate(iteration)
+            self._stop_if_asked(iteration)
             self.data_timer.start()
             self.iter_timer.start()
 
@@ -232,27 +221,30 @@ class TrainingRun:
     def _is_validated(self, iteration: int) -> bool:
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
-    def _validate(self, iteration: int, interruption: Interruption) -> None:
+    def _validate(self, iteration: int) -> None:
         """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
         tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
 
-        def asked() -> bool:
-            return interruption.received is not None
-
         def action() -> None:
-            all(validate(self.model, loader, iteration, tensorboard, save_img, asked) for loader in self.val_loaders)
+            all(
+                validate(self.model, loader, iteration, tensorboard, save_img, self._is_to_stop)
+                for loader in self.val_loaders
+            )
 
         if self.opt["dist"]:
             action()
         else:
-            interruption.until_received(action)
+            self.interruption.until_received(action)
 
-    def _stop_if_asked(self, iteration: int, interruption: Interruption) -> None:
-        if not any_rank(interruption.received is not None):
+    def _is_to_stop(self) -> bool:
+        return self.interruption.received is not None
+
+    def _stop_if_asked(self, iteration: int) -> None:
+        if not any_rank(self._is_to_stop()):
             return
         if self.saved != iteration:
             self._save(iteration)
-        received = interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
+        received = self.interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
         self.log.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
         raise Stopped(received)
 

@@ -95,7 +95,11 @@ def test_a_test_run_takes_what_was_prepared(
     assert dataset is prepared[0].datasets["test"]
     assert isinstance(dataset, PairedDegradationDataset)
     (file,) = project.root.glob("results/tiny/*.log")
-    assert "WARNING: an early remark" in file.read_text()
+    log = file.read_text()
+    events = ["WARNING: an early remark", "Testing ", "WARNING: a late remark", "Validation "]
+    places = [log.index(event) for event in events]
+    assert places == sorted(places)
+    assert log.count("a late remark") == log.count("an early remark") == 1
 
 
 class Endless(IterableDataset[Any]):
