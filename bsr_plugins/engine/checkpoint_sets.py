@@ -19,17 +19,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from bsr_plugins.atomic_file import Fingerprint, fingerprint
+from bsr_plugins.atomic_file import Fingerprint, fingerprint, reported
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.safe_loading import load_safely
 
-KEY = "bsr_plugins"
-"""Where a checkpoint file says what it belongs to, next to BasicSR's keys."""
-SUPERSEDED = "_superseded"
-"""What the names of training states end in that a run has set aside."""
-NETWORK_LABEL = "net_"
-"""What the labels begin with that BasicSR's models give their networks."""
+KEY = "bsr_plugins"  # where a checkpoint file says what it belongs to, next to BasicSR's keys
+SUPERSEDED = "_superseded"  # what the names of training states end in that a run has set aside
+NETWORK_LABEL = "net_"  # what the labels begin with that BasicSR's models give their networks
 
 _STATE = re.compile(r"(0|[1-9][0-9]*)\.state")
 _SUPERSEDED = re.compile(rf"(0|[1-9][0-9]*)(?:_[0-9]+)?\.state{SUPERSEDED}")
@@ -37,14 +34,14 @@ _NETWORK = re.compile(r"(.+)_(0|[1-9][0-9]*)\.pth")
 _OPTION = "network_"
 _PARAMS = "params"  # as BasicSR's models save networks, whatever they began with
 _DIGEST_BYTES = 16
-_COMPARED_ALONE = {"manual_seed", "num_gpu", "world_size"}
-_LEFT_OUT = {
-    "": {"auto_resume", "dist", "dist_params", "is_train", "logger", "name", "path", "rank", "root_path", "val"},
-    "train": {"total_iter", "max_nonfinite_steps", "log_grad_norm"},
-    "datasets.train": {
-        *("batch_size_per_gpu", "name", "num_prefetch_queue", "num_worker_per_gpu", "persistent_workers"),
-        *("pin_memory", "prefetch_mode"),
-    },
+_LEFT_OUT = {  # of the options' fingerprint, as results do not depend on them, or as they are compared alone
+    *("auto_resume", "dist", "dist_params", "is_train", "logger", "name", "path", "rank", "root_path", "val"),
+    *("manual_seed", "num_gpu", "world_size"),
+}
+_LEFT_OUT_OF_TRAIN = {"total_iter", "max_nonfinite_steps", "log_grad_norm"}
+_LEFT_OUT_OF_DATASET = {
+    *("batch_size_per_gpu", "name", "num_prefetch_queue", "num_worker_per_gpu", "persistent_workers"),
+    *("pin_memory", "prefetch_mode"),
 }
 _IN_WORDS = {
     "world_size": "processes",
@@ -57,8 +54,7 @@ _IN_WORDS = {
 class Identity(OptionBlock):
     """What a run's checkpoints say of the run, under `KEY`.
 
-    `run_id` is drawn when the run begins, and kept when it is resumed. `options_digest` is a fingerprint of the options
-    that an iteration's result depends on.
+    `run_id` is kept when it is resumed; `options_digest` is of the options that an iteration's result depends on.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -74,10 +70,7 @@ class Identity(OptionBlock):
 
     @classmethod
     def of(cls, opt: Mapping[str, Any], num_samples: int, run_id: str | None = None) -> Identity:
-        """Make the identity of a run; without the `run_id` of one that goes on, it is a new one.
-
-        The options are unchanged by a model: BasicSR's models take keys out of theirs.
-        """
+        """Make the identity of a run; without the `run_id` of one that goes on, it is a new one."""
         world_size = int(opt["world_size"])
         processes = world_size if opt["dist"] else max(1, int(opt["num_gpu"]))
         return cls(
@@ -91,11 +84,9 @@ class Identity(OptionBlock):
         )
 
     def remarks_on(self, name: str, saved: Identity | None) -> list[str]:
-        """Return, one line each, why the run does not go on from a checkpoint set exactly as if it had not stopped.
+        """Return, one line each, why the run does not go on exactly from a set with a training state of this name.
 
-        Args:
-            name: The name of the set's training state.
-            saved: What the set carries; None if BasicSR's trainer has written it.
+        `saved` is what the set carries, or None if BasicSR's trainer has written it.
         """
         end = ": the run does not go on exactly as it would have."
         if saved is None:
@@ -118,11 +109,11 @@ class Identity(OptionBlock):
 
 
 class _Contents(OptionBlock):
-    """What a training state carries under `KEY` with its identity: fingerprints of its networks, and what was given."""
+    """What a training state carries under `KEY` with its identity."""
 
     model_config = ConfigDict(extra="ignore")
 
-    files: dict[str, Fingerprint]
+    files: dict[str, Fingerprint]  # of its networks, by name
     extras: dict[str, Any]
 
 
@@ -141,7 +132,6 @@ class RunFolders(NamedTuple):
         return {int(match[1]): file for file, match in _matches(self.states, _STATE)}
 
     def superseded_states(self) -> list[tuple[int, Path]]:
-        """Return the training states that a run has set aside, with their iterations."""
         return [(int(match[1]), file) for file, match in _matches(self.states, _SUPERSEDED)]
 
     def saved_networks(self) -> list[tuple[int, str, Path]]:
@@ -151,15 +141,11 @@ class RunFolders(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer
 class CheckpointSet:
-    """A complete checkpoint set, saved after an iteration.
+    """A complete checkpoint set, and the iteration after which it was saved.
 
-    Attributes:
-        file: The training state.
-        iteration: The iteration.
-        state: What BasicSR's `resume_training` takes: `epoch`, `iter`, `optimizers`, `schedulers`.
-        networks: The files of the networks, by their names in the options less `network_`, e.g. `g`.
-        identity: What it belongs to; None if BasicSR's trainer has written it, so that a run cannot go on exactly.
-        extras: The other things that `CheckpointStore.save` was given; empty if BasicSR's trainer has written it.
+    `file` is the training state, `state` what BasicSR's `resume_training` takes of it. `networks` are files by their
+    names in the options less `network_`, e.g. `g`. `extras` are what `CheckpointStore.save` was given. Without an
+    `identity` BasicSR's trainer has written it, and a run cannot go on exactly.
     """
 
     file: Path
@@ -180,11 +166,8 @@ class Search(NamedTuple):
 def find_set(opt: Mapping[str, Any]) -> Search:
     """Find the set that a run's options ask to be resumed from.
 
-    That is the newest complete one in the run's folders with `auto_resume`, else, or if there is none, the one of
-    `path.resume_state`.
-
-    Raises:
-        BSRError: What `path.resume_state` names is broken or missing, or lacks a network of the options.
+    With `auto_resume` it is the newest complete one in the run's folders; without that, or where there is none, it is
+    the one of `path.resume_state`, and a BSRError if that cannot be used.
     """
     search, wanted = Search(None, []), wanted_networks(opt)
     if opt["auto_resume"]:
@@ -196,11 +179,7 @@ def find_set(opt: Mapping[str, Any]) -> Search:
 
 
 def newest_complete(folders: RunFolders, wanted: Iterable[str] = ()) -> Search:
-    """Find the newest complete set of a run that has the wanted networks; what is no checkpoint is left out.
-
-    Raises:
-        BSRError: A folder is there and cannot be read.
-    """
+    """Find the newest complete set of a run that has the wanted networks; what is no checkpoint is left out."""
     passed_over = list[str]()
     for _, file in sorted(folders.saved_states().items(), reverse=True):
         try:
@@ -223,10 +202,7 @@ def load_set(state_file: Path, models: Path | None = None, wanted: Iterable[str]
 
 
 def wanted_networks(opt: Mapping[str, Any]) -> list[str]:
-    """Return the networks that a resumed run takes from its set, named as in `CheckpointSet.networks`.
-
-    They are those of the options, less `path.ignore_resume_networks`.
-    """
+    """Return the networks that a resumed run takes from its set, named as in `CheckpointSet.networks`."""
     ignored = opt["path"].get("ignore_resume_networks") or []
     ignored = [ignored] if isinstance(ignored, str) else ignored
     named = [key for key in opt if key.startswith(_OPTION) and opt[key] is not None and key not in ignored]
@@ -259,7 +235,13 @@ def _load(file: Path, models: Path, wanted: Iterable[str]) -> CheckpointSet:
         except OptionError as error:
             raise _broken(file, "; ".join(error.lines)) from error
     for name, expected in contents.files.items():
-        _compare(models / name, expected)
+        network = models / name
+        if not network.is_file():
+            raise _broken(network, "is missing")
+        with reported(network, "read"):
+            is_same = network.stat().st_size == expected.size and fingerprint(network) == expected
+        if not is_same:
+            raise _broken(network, "differs from what the state records")
     networks = {}
     for n, label, path in RunFolders(models, file.parent).saved_networks():
         if n == iteration and path.name not in contents.files:
@@ -292,41 +274,27 @@ def _load_whole(file: Path) -> Any:
     return content
 
 
-def _compare(file: Path, expected: Fingerprint) -> None:
-    if not file.is_file():
-        raise _broken(file, "is missing")
-    try:
-        same = file.stat().st_size == expected.size and fingerprint(file) == expected
-    except OSError as error:
-        raise _broken(file, f"cannot be read ({error.strerror})") from error
-    if not same:
-        raise _broken(file, "differs from what the state records")
-
-
 def _broken(file: Path, reason: str) -> BSRError:
     return BSRError(f"{file.parent.name}/{file.name}: {reason}")
 
 
 def _matches(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
     """Return what is in a folder under names that a pattern matches wholly; nothing where there is no such folder."""
-    try:
+    with reported(folder, "read"):
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise BSRError(f"{folder}: cannot be read ({error.strerror}), expected a run's folder") from error
     return [(file, match) for file in entries if (match := pattern.fullmatch(file.name)) is not None]
 
 
 def _digest(opt: Mapping[str, Any]) -> str:
-    """Fingerprint the options that the result of an iteration depends on, but for those that are compared alone."""
-    kept = _without(opt, _LEFT_OUT[""] | _COMPARED_ALONE)
-    kept["datasets"] = _without(opt["datasets"]["train"], _LEFT_OUT["datasets.train"])
-    kept["train"] = _without(opt["train"], _LEFT_OUT["train"])
+    """Fingerprint the options that the result of an iteration depends on."""
+    kept = {key: value for key, value in opt.items() if key not in _LEFT_OUT}
+    for key, block, left_out in (
+        ("datasets", opt["datasets"]["train"], _LEFT_OUT_OF_DATASET),
+        ("train", opt["train"], _LEFT_OUT_OF_TRAIN),
+    ):
+        kept[key] = {inner: value for inner, value in block.items() if inner not in left_out}
     text = json.dumps(_in_order(kept), default=str)
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
-
-
-def _without(block: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if key not in left_out}
 
 
 def _in_order(value: object) -> object:

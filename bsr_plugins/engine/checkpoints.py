@@ -31,9 +31,8 @@ class CheckpointStore:
     A model decides what is saved: its `save` runs, and what it gives to BasicSR's `save_network` and
     `save_training_state` is written here. All files of a set are first written under other names and forced to the
     disk, then renamed, the training state last, so that a set is there whole or not at all, and a full disk is met
-    before anything has been touched. Files have BasicSR's names and contents, and what they belong to under the key
-    `bsr_plugins`. Every method is called on all ranks, and raises a BSRError where a file cannot be written, renamed or
-    removed; earlier sets are intact then.
+    before anything has been touched. Files have BasicSR's names and contents, and an `Identity`. Every method is called
+    on all ranks. It raises a BSRError where a file cannot be written, renamed or removed; earlier sets are then intact.
 
     Args:
         folders: Where to write; they exist. What killed writers have left there is removed.
@@ -52,11 +51,7 @@ class CheckpointStore:
     def save(self, model: BaseModel, epoch: int, iteration: int, extras: Mapping[str, Any]) -> None:
         """Save a set, and then remove those that are too many.
 
-        Args:
-            model: The model.
-            epoch: What `epoch` in the training state is.
-            iteration: The iteration that has been done last.
-            extras: What else the run has to remember; numbers (NumPy's too), text, tensors and containers of these.
+        `extras` are what else the run has to remember: numbers (NumPy's too), text, tensors and containers of these.
 
         Raises:
             BSRError: The model keeps what could not be read back safely.
@@ -90,11 +85,9 @@ class CheckpointStore:
         return aside
 
     def remove_old(self, iteration: int, labels: Iterable[str] = ()) -> None:
-        """Remove the sets before the last ones to keep, each state before its networks, and what is left of such sets.
+        """Remove the sets before the last ones to keep up to an iteration, and what is left of such sets.
 
-        Args:
-            iteration: That of the set saved last; what is ahead of it stays.
-            labels: The labels of networks that do not begin with `net_`.
+        Each state goes before its networks. Those are the ones of the given labels, or that begin with `net_`.
         """
         if self._keep is None or not self._writes:
             return
@@ -131,7 +124,11 @@ class CheckpointStore:
         vars(model).update({name: getattr(staged, name) for name in replaced})
         try:
             yield staged
-            staged.commit()
+            if staged.state is not None and staged.state.file.is_file():
+                remove(staged.state.file)  # an old one of the iteration, whose networks are about to change
+                sync_folder(self._folders.states)
+            for file in staged.files.values():
+                file.commit()
         except BaseException:
             for file in staged.files.values():
                 file.discard()
@@ -144,8 +141,7 @@ class CheckpointStore:
 class _StagedSet:
     """The files of a set, by name, on the disk but not yet under their names; the training state is the last.
 
-    Its `save_network` and `save_training_state` stand in for those of the model, except for those that the model
-    defines itself, `left_alone`.
+    `save_network` and `save_training_state` stand in for those of the model, unless it defines them (`left_alone`).
     """
 
     def __init__(self, model: BaseModel, folders: RunFolders, belongs: dict[str, Any]) -> None:
@@ -167,9 +163,8 @@ class _StagedSet:
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
         content = {key: self._weights(one) for one, key in zip(nets, keys, strict=True)}
-        self._stage(
-            self._folders.models / f"{net_label}_{'latest' if current_iter == _LATEST else current_iter}.pth", content
-        )
+        name = f"{net_label}_{'latest' if current_iter == _LATEST else current_iter}.pth"
+        self._stage(self._folders.models / name, content)
         self.labels.add(net_label)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -191,14 +186,6 @@ class _StagedSet:
         files = {name: file.fingerprint._asdict() for name, file in self.files.items() if name.endswith(ending)}
         self._belongs |= {"files": files, "extras": extras}
         self.state = self._stage(self._folders.states / f"{self._content['iter']}.state", self._content)
-
-    def commit(self) -> None:
-        """Give all files their names, the state last; an old state of the iteration goes first, as networks change."""
-        if self.state is not None and self.state.file.is_file():
-            remove(self.state.file)
-            sync_folder(self._folders.states)
-        for file in self.files.values():
-            file.commit()
 
     def _stage(self, file: Path, content: dict[str, Any]) -> StagedFile:
         self.files[file.name] = staged = StagedFile(file, partial(torch.save, content | {KEY: self._belongs}))

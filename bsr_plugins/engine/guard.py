@@ -23,12 +23,8 @@ class StepWatch:
     """Makes the steps of a model that does not guard them, and ends the run at the first number that is not finite.
 
     Before each of `model.optimizers` steps, its total gradient norm is taken, and gradients are clipped as by
-    `clip_grad_norm_` if asked. After `optimize_parameters` the norms, and the losses in `model.log_dict` (`l_…`), have
-    to be finite. The step is made by then, so the run cannot go on from its weights.
-
-    Args:
-        model: The model, built for training. `train.clip_grad_norm` (the largest norm, above 0) and
-            `train.log_grad_norm` are read from its options.
+    `clip_grad_norm_` if `train.clip_grad_norm` asks for it. After `optimize_parameters` the norms, and the losses in
+    `model.log_dict` (`l_…`), have to be finite. The step is made by then, so the run cannot go on from its weights.
     """
 
     skipped_total = 0  # as a StepGuard has it
@@ -43,8 +39,7 @@ class StepWatch:
         """Call `model.optimize_parameters(iteration)`; the model has its data already. All ranks call it.
 
         Raises:
-            NonFiniteError: A loss or a gradient norm is not finite on some rank; `gt_path` and `lq_path` of the batch
-                are named.
+            NonFiniteError: A loss or a gradient norm is not finite on some rank; the files of the batch are named.
         """
         self._norms = []
         with ExitStack() as hooks:
@@ -76,11 +71,11 @@ class StepWatch:
         return {"grad_norm" if is_alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
 
     def state(self) -> dict[str, int]:
-        """Return counts for a checkpoint; there are none."""
+        """Return what a StepGuard counts; nothing is counted here."""
         return {}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from a checkpoint's counts; nothing is counted here."""
+        """Do nothing."""
 
     def _take_norm(self, index: int, optimiser: Optimizer, _args: object, _kwargs: object) -> None:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -12,7 +12,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
 from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.utils import get_root_logger
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bsr_plugins.data.bad_images import SKIPPED
 from bsr_plugins.data.decode import unusual_images
@@ -20,7 +20,7 @@ from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset, item_files
 from bsr_plugins.data.positions import RunSampler
 from bsr_plugins.data.workers import WorkerProcesses, stop_signals_held_back
-from bsr_plugins.seeding import derive_seed
+from bsr_plugins.seeding import generator_at
 
 Batch = dict[str, Any]
 
@@ -32,12 +32,8 @@ class TrainLoader:
     """The training batches of this process, epoch after epoch.
 
     `start` says where, `next` gives batch after batch until the epoch has no more whole ones. Nothing is read before
-    `start`, and nothing of the next epoch before its `start`.
-
-    Args:
-        dataset: What makes the items, given a `PositionedIndex`.
-        sampler: Which items, and in what order.
-        opt: The options of the run; those of its loader are read from `datasets.train`.
+    `start`, and nothing of the next epoch before its `start`. The dataset makes items, given a `PositionedIndex`; the
+    sampler says which.
 
     Attributes:
         num_images: The number of items in the dataset, images for the most part.
@@ -45,8 +41,8 @@ class TrainLoader:
         skipped: The number of bad images among all batches given so far by this process.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: RunSampler, opt: Mapping[str, Any]) -> None:
-        self.dataset, self.num_images = dataset, _length(dataset)
+    def __init__(self, dataset: Any, sampler: RunSampler, opt: Mapping[str, Any]) -> None:
+        self.dataset, self.num_images = dataset, len(dataset)
         self.batches_per_epoch = sampler.batches_per_epoch
         self.skipped = 0
         self._sampler, self._opt, self._seed = sampler, opt["datasets"]["train"], opt["manual_seed"]
@@ -112,7 +108,7 @@ class TrainLoader:
             "pin_memory": _pins_memory(self._opt),
             "persistent_workers": self._opt.get("persistent_workers", False) and workers > 0,
             "worker_init_fn": None if self._workers is None else self._workers.start,
-            "generator": _seeds_of_workers(self._seed),
+            "generator": generator_at(self._seed, "workers"),  # and not of the global random state
         }
         if self._mode == "cpu":
             return CPUPrefetcher(PrefetchDataLoader(self._opt.get("num_prefetch_queue", 1), **settings))
@@ -120,31 +116,30 @@ class TrainLoader:
         return _CUDAPrefetcher(loader, {"num_gpu": 1}) if self._mode == "cuda" else CPUPrefetcher(loader)
 
 
-def build_train_loader(opt: Mapping[str, Any], dataset: Dataset[Any]) -> TrainLoader:
+def build_train_loader(opt: Mapping[str, Any], dataset: Any) -> TrainLoader:
     """Build what loads the training dataset of a run, for this rank; the options are left as they are.
 
     The dataset is any that is registered; one that is not ours has been built without `on_bad_image`, which works for
-    all. One that draws from the global random states (all but ours) is wrapped in a `PositionedDataset`. Files that are
-    converted, grey ones and those with alpha for example, are warned of, once.
+    all. Those that draw from the global random states are wrapped in a `PositionedDataset`.
     """
     dataset_opt, seed = opt["datasets"]["train"], opt["manual_seed"]
     is_ours = isinstance(dataset, PairedDegradationDataset)
     dataset = _repeatable(dataset, opt, "train", "error" if is_ours else dataset_opt.get(_BAD_IMAGE_KEY, "error"))
     ratio, batch_size = dataset_opt.get("dataset_enlarge_ratio", 1), dataset_opt["batch_size_per_gpu"]
-    sampler = RunSampler(_length(dataset), opt["world_size"], opt["rank"], seed, ratio, batch_size)
+    sampler = RunSampler(len(dataset), opt["world_size"], opt["rank"], seed, ratio, batch_size)
     return TrainLoader(dataset, sampler, opt)
 
 
-def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Dataset[Any]]) -> list[DataLoader[Any]]:
+def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[DataLoader[Any]]:
     """Build what loads the validation or test datasets of a run, in the order of the option file.
 
-    Each is loaded as BasicSR loads it: one image a batch, in order, by this process. Datasets of others are wrapped, so
-    that they give the same images every time, change no global random state, and name an image that cannot be read.
+    Each gives one image a batch, in order, in this process. Datasets of others are wrapped, so that they give the same
+    images every time, change no global random state, and name an image that cannot be read.
     """
     loaders: list[DataLoader[Any]] = []
     for phase, dataset_opt in opt["datasets"].items():
         if phase != "train":
-            dataset, generator = _repeatable(datasets[phase], opt, phase), _seeds_of_workers(opt["manual_seed"])
+            dataset, generator = _repeatable(datasets[phase], opt, phase), generator_at(opt["manual_seed"], "workers")
             loaders.append(DataLoader(dataset, pin_memory=_pins_memory(dataset_opt), generator=generator))
     return loaders
 
@@ -160,7 +155,7 @@ class _CUDAPrefetcher(CUDAPrefetcher):  # type: ignore[misc]
         return batch
 
 
-def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
+def _prefetch_mode(dataset: Any, dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
     mode: str | None = dataset_opt.get("prefetch_mode")
     where = f"dataset '{dataset_opt.get('name', 'train')}'.prefetch_mode"
     if mode == "cuda" and (num_gpu == 0 or not torch.cuda.is_available()):
@@ -173,16 +168,16 @@ def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gp
     return mode
 
 
-def _repeatable(dataset: Dataset[Any], opt: Mapping[str, Any], phase: str, on_bad_image: str = "error") -> Dataset[Any]:
+def _repeatable(dataset: Any, opt: Mapping[str, Any], phase: str, on_bad_image: str = "error") -> Any:
     """Make a dataset give the same items for the same indices everywhere; warn of unusual images."""
     name = opt["datasets"][phase].get("name", phase)
     if type(dataset) in _UNSORTED:
-        dataset.paths.sort(key=itemgetter("gt_path"))  # type: ignore[attr-defined]  # those have it
+        dataset.paths.sort(key=itemgetter("gt_path"))
     if opt["rank"] == 0:
         if isinstance(dataset, PairedDegradationDataset):
             complaint = unusual_images(dataset.files, keeps_depth=True)
         else:
-            files = (file.path for number in range(_length(dataset)) for file in item_files(dataset, number))
+            files = (file.path for number in range(len(dataset)) for file in item_files(dataset, number))
             complaint = unusual_images(file for file in files if file is not None)
         if complaint is not None:
             get_root_logger().warning(f"dataset '{name}': {complaint}")
@@ -191,14 +186,5 @@ def _repeatable(dataset: Dataset[Any], opt: Mapping[str, Any], phase: str, on_ba
     return PositionedDataset(dataset, opt["manual_seed"], on_bad_image, name)
 
 
-def _length(dataset: Dataset[Any]) -> int:
-    return len(dataset)  # type: ignore[arg-type]  # a Dataset's length is optional
-
-
 def _pins_memory(dataset_opt: Mapping[str, Any]) -> bool:
     return bool(dataset_opt.get("pin_memory", False)) and torch.cuda.is_available()
-
-
-def _seeds_of_workers(seed: int) -> torch.Generator:
-    """Make what a loader draws its workers' seeds from, so that it leaves the global random state alone."""
-    return torch.Generator().manual_seed(derive_seed(seed, "workers"))

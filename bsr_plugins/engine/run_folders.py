@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from bsr_plugins.options.preflight import Prepared
 
-_TRAINING = ("models", "training_states", "log", "visualization")
-_TESTING = ("log", "visualization")
+_TRAINING = ("models", "training_states")
+_ALWAYS = ("log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 
 
@@ -44,7 +44,7 @@ def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
             _archive(root)
             if training and opt["logger"].get("use_tb_logger"):
                 _archive(_tensorboard_folder(root_path, opt))
-        for key in _TRAINING if training else _TESTING:
+        for key in (*_ALWAYS, *(_TRAINING if training else ())):
             Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
@@ -54,10 +54,8 @@ def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
 
 
 class RunLog(NamedTuple):
-    """BasicSR's logger, and TensorBoard's writer on rank 0 if the options ask for it."""
-
     logger: logging.Logger
-    tensorboard: SummaryWriter | None
+    tensorboard: SummaryWriter | None  # on rank 0, if the options ask for it
 
 
 @contextmanager
@@ -113,17 +111,14 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     class Writer(SummaryWriter):
-        """Reports a disk that takes no more, which its thread has met before."""
-
         def add_scalar(self, *args: Any, **settings: Any) -> None:
-            with reported(folder, "written"):
+            with reported(folder, "written"):  # which its thread has met before
                 super().add_scalar(*args, **settings)
 
     return Writer(str(folder), purge_step=start + 1 if start else None)
 
 
 def _archive(folder: Path) -> None:
-    """Move a folder out of the way, as BasicSR does."""
     if folder.exists():
         moved = unused(folder.with_name(f"{folder.name}_archived_{get_time_str()}"))
         print(f"Path already exists. Rename it to {moved}", flush=True)

@@ -28,7 +28,7 @@ class _Interrupted(BaseException):
 
 
 class Interruption:
-    """Remembers the first SIGINT or SIGTERM while it is `awaited`; the second one ends the process at once.
+    """Remembers the first SIGINT or SIGTERM ; the second one ends the process at once.
 
     At once means that the system ends it, as it would end one that handles no signals. Under torchrun, which passes on
     to the processes what may have reached them already, signals of the first seconds after the first are one with it.
@@ -45,7 +45,7 @@ class Interruption:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Handle signals."""
+        """Remember signals for as long as this lasts."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -17,10 +17,7 @@ from bsr_plugins.options.preflight import prepare
 def test_pipeline(root_path: str) -> None:
     """Test as the option file of the command line says, like `basicsr.test.test_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`.
-
-    Args:
-        root_path: Folder in which `results/` is made.
+    The command line is that of `bsr_plugins.options.command_line`; `results/` is made in `root_path`.
 
     Raises:
         BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
@@ -33,10 +30,9 @@ def test_pipeline(root_path: str) -> None:
     opt = prepared.opt
     of_first(lambda: make_folders(prepared, root_path, fresh=True))
     with run_log(prepared, root_path) as log:
-        loaders = build_val_loaders(opt, prepared.datasets)
-        datasets: list[Any] = [loader.dataset for loader in loaders]
-        for dataset in datasets:
-            log.logger.info(f"Number of test images in {dataset.opt['name']}: {len(dataset)}")
+        loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
+        for loader in loaders:
+            log.logger.info(f"Number of test images in {loader.dataset.opt['name']}: {len(loader.dataset)}")
 
         @cache
         def warn_of_unread_keys() -> bool:
@@ -44,7 +40,7 @@ def test_pipeline(root_path: str) -> None:
                 log.logger.warning(warning)
             return False
 
-        for loader, dataset in zip(loaders, datasets, strict=True):
-            log.logger.info(f"Testing {dataset.opt['name']}...")
+        for loader in loaders:
+            log.logger.info(f"Testing {loader.dataset.opt['name']}...")
             validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"], warn_of_unread_keys)
             warn_of_unread_keys()  # where the model validates in its way

@@ -32,12 +32,10 @@ _MESSAGE_ONLY = ("epoch", "iter", "lrs", "time", "data_time")
 def train_pipeline(root_path: str) -> None:
     """Train as the option file of the command line says, like `basicsr.train.train_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`. A run is a
-    function of its options: killed at any moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with
-    what it would have ended with, on a CPU bit for bit. SIGINT and SIGTERM end it after the iteration, saved.
-
-    Args:
-        root_path: Folder in which `experiments/` and `tb_logger/` are made.
+    The command line is that of `bsr_plugins.options.command_line`. A run is a function of its options: killed at any
+    moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with what it would have ended with, on a CPU
+    bit for bit. SIGINT and SIGTERM end it after the iteration, saved. `experiments/` and `tb_logger/` are made in
+    `root_path`.
 
     Raises:
         BSRError: The options cannot be used, in which case nothing has been made or moved yet; or an image, a file or
@@ -58,10 +56,7 @@ def train_pipeline(root_path: str) -> None:
 
 
 def _find_checkpoint(opt: dict[str, Any]) -> Search:
-    """Find the checkpoint set that a run goes on from, and point the options at its networks and its seed.
-
-    All ranks call it, and take what rank 0 finds.
-    """
+    """Find the checkpoint set that all ranks go on from, and point the options at its networks and its seed."""
     search = of_first(lambda: find_set(opt))
     found, passed_over = search
     if found is None and passed_over:
@@ -70,8 +65,7 @@ def _find_checkpoint(opt: dict[str, Any]) -> Search:
             "resume from; without --auto_resume the run begins anew"
         )
     if found is not None:
-        end = int(opt["train"]["total_iter"])
-        if found.iteration > end:
+        if found.iteration > (end := int(opt["train"]["total_iter"])):
             raise OptionError(
                 f"train.total_iter: {end}, expected at least {found.iteration}, the iteration of {found.file}"
             )
@@ -92,8 +86,8 @@ class TrainingRun:
         self.val_loaders = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
         self.guard = guard_of(self.model)
-        run_id = None if found is None or found.identity is None else found.identity.run_id
-        identity, keep = Identity.of(opt, self.loader.num_images, run_id), opt["logger"].get("save_last_n")
+        earlier, keep = None if found is None else found.identity, opt["logger"].get("save_last_n")
+        identity = Identity.of(opt, self.loader.num_images, None if earlier is None else earlier.run_id)
         self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, None if keep is None else int(keep))
         self.bad_images_before = self.start = 0
         if found is not None:
@@ -150,7 +144,7 @@ class TrainingRun:
             self.iter_timer.start()
 
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
-        """Make a step, and tell whether it was; what draws from a global random state draws at the step's address."""
+        """Make a step, and tell whether it was made; global random states are those of the step's address."""
         seed_random_states(derive_seed(self.opt["manual_seed"], "iteration", iteration, self.opt["rank"]))
         self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
         self.model.feed_data(batch)
@@ -183,8 +177,7 @@ class TrainingRun:
         self.messages(figures)
 
     def _bad_images(self) -> int:
-        """Return how many bad images all ranks have met since the run began; all of them call it."""
-        return self.bad_images_before + total(self.loader.skipped)
+        return self.bad_images_before + total(self.loader.skipped)  # of all ranks, since the run began
 
     def _save(self, iteration: int) -> None:
         self.log.logger.info("Saving models and training states.")
@@ -203,10 +196,9 @@ class TrainingRun:
         try:
             self.model.resume_training(found.state)
         except (AssertionError, KeyError, ValueError) as error:
-            reason = described(error)
             raise BSRError(
-                f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "
-                "options that it was saved with"
+                f"{found.file}: its optimisers and schedules are not those of the options ({described(error)}), "
+                "expected the options that it was saved with"
             ) from error
         if best := found.extras.get("best_metric_results"):
             self.model.best_metric_results = best

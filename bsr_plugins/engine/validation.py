@@ -55,18 +55,9 @@ def validate(
     networks that work in windows, unless the model defines `test`. Training mode and random states stay as they were. A
     model that is no `SRModel`, or defines its validation, uses that.
 
-    Args:
-        model: The model.
-        loader: Gives one image a batch, in this process; the dataset's `opt["name"]` names it.
-        current_iter: The iteration, or the run's name in a test.
-        tb_logger: TensorBoard's writer, to which rank 0 logs metrics; or None.
-        save_img: Whether to save the images.
-        after_image: Called after each image, on every rank. One on which it says true breaks off, the others finish
-            their share unless it does there too, and nothing is concluded. A validation that the model defines does not
-            call it.
-
-    Returns:
-        Whether it came to its end.
+    `loader` gives one image a batch, in this process; the dataset's `opt["name"]` names it. `current_iter` is the run's
+    name in a test. `after_image` is called after each image, unless the model defines its validation. A rank on which
+    it says true breaks off, the others finish their share, nothing is concluded, and false is returned.
 
     Raises:
         BSRError: An image cannot be used, an output has another size than its ground truth, a metric fails, or an image
@@ -77,18 +68,16 @@ def validate(
     measured: list[_Measured] = []
     error: Exception | None = None
     with _undisturbed(model):
-        if not is_stock and not _is_stock(model, "dist_validation"):
-            # Ranks may wait for each other in there, so that nothing can be agreed on where one of them fails.
-            model.validation(loader, current_iter, tb_logger, save_img)
-        else:
-            try:
-                if is_stock:
-                    share = _measure(model, loader, current_iter, save_img)
-                    measured = list(takewhile(lambda _: not after_image(), share))
-                else:  # on rank 0 alone
-                    model.validation(loader, current_iter, tb_logger, save_img)
-            except Exception as caught:  # it is raised once the other ranks know
-                error = caught
+        try:
+            if is_stock:
+                share = _measure(model, loader, current_iter, save_img)
+                measured = list(takewhile(lambda _: not after_image(), share))
+            else:
+                model.validation(loader, current_iter, tb_logger, save_img)
+        except Exception as caught:
+            if not _is_stock(model, "dist_validation"):  # ranks may wait for each other in there, and cannot agree
+                raise
+            error = caught
     everything = sorted(chain.from_iterable(_agree(measured, error)), key=attrgetter("place"))
     if not is_stock:
         return True
@@ -158,12 +147,11 @@ def _value(images: Mapping[str, Any], block: Mapping[str, Any], key: str, image:
     except BSRError:
         raise
     except Exception as error:
-        reason = described(error)
-        raise BSRError(f"val.metrics.{key}: {block['type']} fails on {image}, expected a number ({reason})") from error
+        said = f"{block['type']} fails on {image}, expected a number ({described(error)})"
+        raise BSRError(f"val.metrics.{key}: {said}") from error
 
 
 def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int | str) -> Path:
-    """Return where BasicSR saves an image."""
     folder = Path(opt["path"]["visualization"])
     if opt["is_train"]:
         return folder / image / f"{image}_{current_iter}.png"
@@ -171,7 +159,6 @@ def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int
 
 
 def _is_stock(model: Any, method: str) -> bool:
-    """Tell whether a model has a method from BasicSR's `SRModel`."""
     return getattr(type(model), method, None) is getattr(SRModel, method)
 
 
@@ -220,10 +207,7 @@ def _conclude(model: Any, dataset: str, measured: list[_Measured], current_iter:
 
 @contextmanager
 def _undisturbed(model: BaseModel) -> Iterator[None]:
-    """Take networks out of their wrappers, and leave modes and random states as they were.
-
-    Ranks run different images, and DDP's forward pass would wait for the others wherever there are buffers.
-    """
+    """Leave modes and random states as they were, and take networks out of DDP, which would wait for other ranks."""
     wrapped = {
         name: value for name, value in vars(model).items() if isinstance(value, DataParallel | DistributedDataParallel)
     }
