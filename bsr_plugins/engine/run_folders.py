@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from basicsr.train import init_wandb_logger
 from basicsr.utils import get_env_info, get_root_logger, get_time_str
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from bsr_plugins.options.preflight import Prepared
 
-_TRAINING = ("models", "training_states")
-_ALWAYS = ("log", "visualization")
+_FOLDERS = ("models", "training_states", "log", "visualization")
 _FORMAT = "%(asctime)s %(levelname)s: %(message)s"  # BasicSR's
 
 
@@ -40,12 +39,15 @@ def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
     opt, training = prepared.opt, prepared.opt["is_train"]
     root = Path(opt["path"]["experiments_root" if training else "results_root"])
     try:
-        if fresh:
-            _archive(root)
-            if training and opt["logger"].get("use_tb_logger"):
-                _archive(_tensorboard_folder(root_path, opt))
-        for key in (*_ALWAYS, *(_TRAINING if training else ())):
-            Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
+        earlier = [root, *([_tensorboard_folder(root_path, opt)] if _has_tensorboard(opt) else [])]
+        for folder in earlier if fresh else ():
+            if folder.exists():
+                moved = unused(folder.with_name(f"{folder.name}_archived_{get_time_str()}"))
+                print(f"Path already exists. Rename it to {moved}", flush=True)
+                folder.rename(moved)
+        for key in _FOLDERS:
+            if key in opt["path"]:
+                Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BSRError(f"{error.filename}: cannot be made ({error.strerror}), expected a folder to write to") from error
     if training:
@@ -53,27 +55,21 @@ def make_folders(prepared: Prepared, root_path: str, fresh: bool) -> None:
         write_atomically(root / prepared.file.name, header.encode() + prepared.resolved)
 
 
-class RunLog(NamedTuple):
-    logger: logging.Logger
-    tensorboard: SummaryWriter | None  # on rank 0, if the options ask for it
-
-
 @contextmanager
-def run_log(prepared: Prepared, root_path: str, start: int = 0) -> Iterator[RunLog]:
-    """Open the log of a run: BasicSR's logger with a file, and TensorBoard and wandb as the options say.
+def run_log(prepared: Prepared, root_path: str, start: int = 0) -> Iterator[SummaryWriter | None]:
+    """Open the log of a run: BasicSR's logger with a file, and TensorBoard, whose writer is given, and wandb if asked.
 
     What could not be logged while the run was prepared is logged first. What TensorBoard has of iterations after
     `start`, from which a resumed run goes on, is hidden. What has ended the run is put into the file: an error's line,
     or the traceback of an unexpected one.
     """
     opt, logger = prepared.opt, get_root_logger()
-    kind = "train" if opt["is_train"] else "test"
     # Whoever asked for the logger first, as an arch may do while it is built, has it made without a file.
     logger.setLevel(logging.INFO if opt["rank"] == 0 else logging.ERROR)
     file: logging.Handler = logging.NullHandler()
     tensorboard: SummaryWriter | None = None
     if opt["rank"] == 0:
-        name = f"{kind}_{opt['name']}_{get_time_str()}.log"
+        name = f"{'train' if opt['is_train'] else 'test'}_{opt['name']}_{get_time_str()}.log"
         file = logging.FileHandler(unused(Path(opt["path"]["log"]) / name), "w")
         file.setFormatter(logging.Formatter(_FORMAT))
     logger.addHandler(file)
@@ -82,12 +78,12 @@ def run_log(prepared: Prepared, root_path: str, start: int = 0) -> Iterator[RunL
     prepared.replay(logger)
     for warning in prepared.warnings:
         logger.warning(warning)
-    if opt["is_train"] and opt["rank"] == 0 and opt["logger"].get("use_tb_logger"):
+    if opt["rank"] == 0 and _has_tensorboard(opt):
         if (opt["logger"].get("wandb") or {}).get("project") is not None:
             init_wandb_logger(opt)  # before TensorBoard, which it follows
         tensorboard = _writer(_tensorboard_folder(root_path, opt), start)
     try:
-        yield RunLog(logger, tensorboard)
+        yield tensorboard
     except Exception as error:
         text = line_of(error) if isinstance(error, BSRError) else traceback.format_exc()
         # Into the file alone: on the screen, whoever called says what has ended the run.
@@ -100,6 +96,10 @@ def run_log(prepared: Prepared, root_path: str, start: int = 0) -> Iterator[RunL
         logger.removeHandler(file)
         with suppress(OSError):
             file.close()
+
+
+def _has_tensorboard(opt: Mapping[str, Any]) -> bool:
+    return bool(opt["is_train"] and opt["logger"].get("use_tb_logger"))
 
 
 def _tensorboard_folder(root_path: str, opt: Mapping[str, Any]) -> Path:
@@ -116,10 +116,3 @@ def _writer(folder: Path, start: int) -> SummaryWriter:
                 super().add_scalar(*args, **settings)
 
     return Writer(str(folder), purge_step=start + 1 if start else None)
-
-
-def _archive(folder: Path) -> None:
-    if folder.exists():
-        moved = unused(folder.with_name(f"{folder.name}_archived_{get_time_str()}"))
-        print(f"Path already exists. Rename it to {moved}", flush=True)
-        folder.rename(moved)

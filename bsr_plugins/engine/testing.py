@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 
 from bsr_plugins.engine.loading import build_val_loaders
 from bsr_plugins.engine.ranks import of_first
@@ -29,18 +30,19 @@ def test_pipeline(root_path: str) -> None:
         return
     opt = prepared.opt
     of_first(lambda: make_folders(prepared, root_path, fresh=True))
-    with run_log(prepared, root_path) as log:
+    with run_log(prepared, root_path):
+        logger = get_root_logger()
         loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
         for loader in loaders:
-            log.logger.info(f"Number of test images in {loader.dataset.opt['name']}: {len(loader.dataset)}")
+            logger.info(f"Number of test images in {loader.dataset.opt['name']}: {len(loader.dataset)}")
 
         @cache
         def warn_of_unread_keys() -> bool:
             for warning in prepared.late_reads():
-                log.logger.warning(warning)
+                logger.warning(warning)
             return False
 
         for loader in loaders:
-            log.logger.info(f"Testing {loader.dataset.opt['name']}...")
+            logger.info(f"Testing {loader.dataset.opt['name']}...")
             validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"], warn_of_unread_keys)
             warn_of_unread_keys()  # where the model validates in its way

@@ -10,14 +10,14 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from basicsr.utils import AvgTimer, MessageLogger
+from basicsr.utils import AvgTimer, MessageLogger, get_root_logger
 
 from bsr_plugins.engine.checkpoint_sets import CheckpointSet, Identity, RunFolders, Search, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
 from bsr_plugins.engine.ranks import any_rank, of_first, total
-from bsr_plugins.engine.run_folders import RunLog, make_folders, run_log
+from bsr_plugins.engine.run_folders import make_folders, run_log
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.errors import BSRError, OptionError, described
@@ -49,10 +49,10 @@ def train_pipeline(root_path: str) -> None:
         return
     ((found, passed_over),) = searches
     of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
-    with run_log(prepared, root_path, 0 if found is None else found.iteration) as log:
+    with run_log(prepared, root_path, 0 if found is None else found.iteration) as tensorboard:
         for reason in passed_over:
-            log.logger.warning(f"Passed over {reason}")
-        TrainingRun(prepared, found, log).execute()
+            get_root_logger().warning(f"Passed over {reason}")
+        TrainingRun(prepared, found, tensorboard).execute()
 
 
 def _find_checkpoint(opt: dict[str, Any]) -> Search:
@@ -78,12 +78,13 @@ def _find_checkpoint(opt: dict[str, Any]) -> Search:
 class TrainingRun:
     """A run: its loaders, its model and its checkpoints, from a checkpoint set on if there is one, and its loop."""
 
-    def __init__(self, prepared: Prepared, found: CheckpointSet | None, log: RunLog) -> None:
+    def __init__(self, prepared: Prepared, found: CheckpointSet | None, tensorboard: Any) -> None:
         opt = prepared.opt
-        self.opt, self.log, self.model, self.late_reads = opt, log, prepared.model, prepared.late_reads
+        self.opt, self.model, self.late_reads = opt, prepared.model, prepared.late_reads
+        self.logger, self.tensorboard = get_root_logger(), tensorboard
         self.end = int(opt["train"]["total_iter"])
         self.loader = build_train_loader(opt, prepared.datasets["train"])
-        self.val_loaders = build_val_loaders(opt, prepared.datasets)
+        self.val_loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
         self.guard = guard_of(self.model)
         earlier, keep = None if found is None else found.identity, opt["logger"].get("save_last_n")
@@ -101,18 +102,18 @@ class TrainingRun:
 
     def execute(self) -> None:
         """Train to the end, save and validate; see `train_pipeline` for what is raised."""
-        logger, began = self.log.logger, time.time()
-        logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
+        began = time.time()
+        self.logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
         with self.interruption.awaited():
             with closing(self.loader):
                 if self.start and self._is_validated(self.start):
                     self._validate(self.start)
                 self._stop_if_asked(self.start)
                 self._train()
-            logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
+            self.logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
             if self.guard.skipped_total:
-                logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
-            logger.info("Save the latest model.")
+                self.logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
+            self.logger.info("Save the latest model.")
             self.store.save_latest(self.model, self.end)
             if self.opt.get("val") is not None and not self._is_validated(self.end):
                 self._validate(self.end)
@@ -132,7 +133,7 @@ class TrainingRun:
             if iteration == 1:
                 self.messages.reset_start_time()
             for warning in self.late_reads() if iteration == self.start + 1 else ():
-                self.log.logger.warning(warning)
+                self.logger.warning(warning)
             if iteration % print_freq == 0:
                 self._print(iteration, made)
             if iteration % save_freq == 0 or iteration == self.end:
@@ -171,16 +172,16 @@ class TrainingRun:
         if bad_images := self._bad_images():
             figures["bad_images"] = bad_images
         for name, value in figures.items():
-            if self.log.tensorboard is not None and name not in _MESSAGE_ONLY:
+            if self.tensorboard is not None and name not in _MESSAGE_ONLY:
                 place = f"losses/{name}" if name.startswith("l_") else name  # as BasicSR has them
-                self.log.tensorboard.add_scalar(place, value, iteration)
+                self.tensorboard.add_scalar(place, value, iteration)
         self.messages(figures)
 
     def _bad_images(self) -> int:
         return self.bad_images_before + total(self.loader.skipped)  # of all ranks, since the run began
 
     def _save(self, iteration: int) -> None:
-        self.log.logger.info("Saving models and training states.")
+        self.logger.info("Saving models and training states.")
         extras = {
             "best_metric_results": getattr(self.model, "best_metric_results", {}),
             "guard": self.guard.state(),
@@ -190,9 +191,8 @@ class TrainingRun:
         self.saved = iteration
 
     def _resume(self, found: CheckpointSet, identity: Identity) -> None:
-        logger = self.log.logger
         for remark in identity.remarks_on(found.file.name, found.identity):
-            logger.warning(remark)
+            self.logger.warning(remark)
         try:
             self.model.resume_training(found.state)
         except (AssertionError, KeyError, ValueError) as error:
@@ -207,21 +207,18 @@ class TrainingRun:
         self.start = found.iteration
         self.store.remove_old(found.iteration)  # where the run was killed before that
         for file in self.store.set_aside_newer(found.iteration):
-            logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
-        logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
+            self.logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
+        self.logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
 
     def _is_validated(self, iteration: int) -> bool:
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
     def _validate(self, iteration: int) -> None:
         """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
-        tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
+        arguments = iteration, self.tensorboard, self.opt["val"]["save_img"], self._is_to_stop
 
         def action() -> None:
-            all(
-                validate(self.model, loader, iteration, tensorboard, save_img, self._is_to_stop)
-                for loader in self.val_loaders
-            )
+            all(validate(self.model, loader, *arguments) for loader in self.val_loaders)
 
         if self.opt["dist"]:
             action()
@@ -237,7 +234,7 @@ class TrainingRun:
         if self.saved != iteration:
             self._save(iteration)
         received = self.interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
-        self.log.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
+        self.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
         raise Stopped(received)
 
     def _place(self, iteration: int) -> tuple[int, int]:
@@ -245,7 +242,7 @@ class TrainingRun:
 
     def _log_statistics(self) -> None:
         dataset_opt, per_epoch = self.opt["datasets"]["train"], self.loader.batches_per_epoch
-        self.log.logger.info(
+        self.logger.info(
             "Training statistics:"
             f"\n\tNumber of train images: {self.loader.num_images}"
             f"\n\tDataset enlarge ratio: {dataset_opt.get('dataset_enlarge_ratio', 1)}"
@@ -255,5 +252,4 @@ class TrainingRun:
             f"\n\tTotal epochs: {-(-self.end // per_epoch)}; iters: {self.end}."
         )
         for loader in self.val_loaders:
-            dataset: Any = loader.dataset
-            self.log.logger.info(f"Number of val images/folders in {dataset.opt['name']}: {len(dataset)}")
+            self.logger.info(f"Number of val images/folders in {loader.dataset.opt['name']}: {len(loader.dataset)}")
