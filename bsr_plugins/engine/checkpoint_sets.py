@@ -169,10 +169,8 @@ def find_set(opt: Mapping[str, Any]) -> Search:
     With `auto_resume` it is the newest complete one in the run's folders; without that, or where there is none, it is
     the one of `path.resume_state`, and a BSRError if that cannot be used.
     """
-    search, wanted = Search(None, []), wanted_networks(opt)
-    if opt["auto_resume"]:
-        search = newest_complete(RunFolders.of(opt["path"]), wanted)
-    named = opt["path"].get("resume_state")
+    wanted, named = wanted_networks(opt), opt["path"].get("resume_state")
+    search = newest_complete(RunFolders.of(opt["path"]), wanted) if opt["auto_resume"] else Search(None, [])
     if search.found is None and named is not None:
         search = Search(load_set(Path(named), wanted=wanted), search.passed_over)
     return search

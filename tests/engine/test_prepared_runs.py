@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
-from bsr_plugins.engine import testing, training, validation
+from bsr_plugins.engine import pipelines, validation
 from bsr_plugins.models import ReDSRModel
+from bsr_plugins.options import preflight
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -34,9 +35,9 @@ def counted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return built
 
 
-def with_remarks(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def with_remarks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Have the preparation of a pipeline give warnings; returns what it has prepared."""
-    stock, prepared = module.prepare, []
+    stock, prepared = preflight.prepare, []
 
     def prepare(*arguments: Any, **settings: Any) -> Any:
         made = stock(*arguments, **settings)
@@ -45,14 +46,14 @@ def with_remarks(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         prepared.append(SimpleNamespace(**kept, warnings=["an early remark"], late_reads=lambda: ["a late remark"]))
         return prepared[-1]
 
-    monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr(pipelines, "prepare", prepare)
     return prepared
 
 
 def test_a_training_run_takes_what_was_prepared(
     project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, prepared = counted(ReDSRModel, monkeypatch), with_remarks(training, monkeypatch)
+    models, prepared = counted(ReDSRModel, monkeypatch), with_remarks(monkeypatch)
     assert in_process("train", redsr_options).status == 0
     assert models == [prepared[0].model]
     (file,) = project.root.glob("experiments/tiny/*.log")
@@ -80,14 +81,14 @@ def test_a_test_run_takes_what_was_prepared(
     }
     options |= {"datasets": {"test": redsr_options["datasets"]["val"]}, "val": redsr_options["val"]}
     options["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "strict_load_g": True}
-    prepared, measured = with_remarks(testing, monkeypatch), []
+    prepared, measured = with_remarks(monkeypatch), []
     stock = validation.validate
 
     def validate(model: nn.Module, loader: Any, *arguments: Any) -> bool:
         measured.append((model, loader.dataset))
         return stock(model, loader, *arguments)
 
-    monkeypatch.setattr(testing, "validate", validate)
+    monkeypatch.setattr(pipelines, "validate", validate)
     outcome = in_process("test", options)
     assert outcome.status == 0, outcome.output
     ((model, dataset),) = measured

@@ -1,4 +1,4 @@
-"""The training pipeline: BasicSR's, with runs that can be stopped anywhere and go on as if they had not been."""
+"""The pipelines: BasicSR's, with training runs that can be stopped anywhere and go on as if they had not been."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,6 +54,39 @@ def train_pipeline(root_path: str) -> None:
         for reason in passed_over:
             get_root_logger().warning(f"Passed over {reason}")
         TrainingRun(prepared, found, tensorboard).execute()
+
+
+def test_pipeline(root_path: str) -> None:
+    """Test as the option file of the command line says, like `basicsr.test.test_pipeline`.
+
+    The command line is that of `bsr_plugins.options.command_line`; `results/` is made in `root_path`.
+
+    Raises:
+        BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
+            to be unusable during the run.
+    """
+    torch.backends.cudnn.benchmark = True
+    prepared = prepare(root_path, is_train=False, resume=None)
+    if prepared.only_check:
+        return
+    opt = prepared.opt
+    of_first(lambda: make_folders(prepared, root_path, fresh=True))
+    with run_log(prepared, root_path):
+        logger = get_root_logger()
+        loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
+        for loader in loaders:
+            logger.info(f"Number of test images in {loader.dataset.opt['name']}: {len(loader.dataset)}")
+
+        @cache
+        def warn_of_unread_keys() -> bool:
+            for warning in prepared.late_reads():
+                logger.warning(warning)
+            return False
+
+        for loader in loaders:
+            logger.info(f"Testing {loader.dataset.opt['name']}...")
+            validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"], warn_of_unread_keys)
+            warn_of_unread_keys()  # where the model validates in its way
 
 
 def _find_checkpoint(opt: dict[str, Any]) -> Search:
