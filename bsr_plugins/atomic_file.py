@@ -19,12 +19,7 @@ _CHUNK = 1 << 20  # bytes read at a time
 
 
 class Fingerprint(NamedTuple):
-    """What tells a file's content from another.
-
-    Attributes:
-        digest: BLAKE2b of the content, hexadecimal.
-        size: Bytes.
-    """
+    """What tells a file's content from another: its BLAKE2b, hexadecimal, and its size in bytes."""
 
     digest: str
     size: int
@@ -33,19 +28,16 @@ class Fingerprint(NamedTuple):
 class StagedFile:
     """A file that lies whole on the disk, under another name next to the one that it is to have.
 
-    The name is `.NAME.PID.tmp`, which no search for checkpoints takes for one.
+    The name is `.NAME.PID.tmp`, which no search for checkpoints takes for one. Where it cannot be written or named, a
+    BSRError says so, and nothing is left of it.
 
     Args:
         file: The name that it is to have; the folder exists.
         write: Writes the content into a stream that cannot seek, or is the content.
 
     Attributes:
-        file: The name that it is to have.
         temporary: The name that it has.
         fingerprint: Of its content.
-
-    Raises:
-        BSRError: It cannot be written; nothing is left of it then.
     """
 
     def __init__(self, file: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
@@ -64,11 +56,7 @@ class StagedFile:
         self.fingerprint = stream.fingerprint
 
     def commit(self) -> None:
-        """Give it its name, over whatever has had it.
-
-        Raises:
-            BSRError: That cannot be done; nothing is left of it then.
-        """
+        """Give it its name, over whatever has had it."""
         with self._discarded_on_failure():
             self.temporary.replace(self.file)
         sync_folder(self.file.parent)
@@ -118,26 +106,15 @@ class _Stream(io.RawIOBase):
 
 
 def write_atomically(file: Path, write: Callable[[BinaryIO], None] | bytes) -> None:
-    """Write a file so that there is, at any moment, either what there was or all of the new content.
-
-    Args:
-        file: The file; its folder exists.
-        write: Writes the content into a stream that cannot seek, or is the content.
-
-    Raises:
-        BSRError: It cannot be written, e.g. as the disk is full. What there was is as it was.
-    """
+    """Write a file, as a `StagedFile`: at any moment there is either what there was or all of the new content."""
     StagedFile(file, write).commit()
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove what writers have left in a folder that were killed.
-
-    Returns:
-        The files that were removed, in the order of their names; none where there is no such folder.
+    """Remove what writers have left in a folder that were killed, and return it in the order of names.
 
     Raises:
-        BSRError: One cannot be removed.
+        BSRError: A file cannot be removed.
     """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     leftovers = [file for file in files if _LEFTOVER.fullmatch(file.name) and file.is_file()]
@@ -147,21 +124,13 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def remove(file: Path) -> None:
-    """Remove a file that may be missing.
-
-    Raises:
-        BSRError: It cannot be removed.
-    """
+    """Remove a file that may be missing, or raise a BSRError."""
     with reported(file, "removed"):
         file.unlink(missing_ok=True)
 
 
 def fingerprint(file: Path) -> Fingerprint:
-    """Read a file and return its fingerprint.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """Return the fingerprint of a file."""
     with file.open("rb") as stream:
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
         while chunk := stream.read(_CHUNK):
@@ -178,11 +147,7 @@ def unused(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have what was renamed or removed in a folder on the disk before going on.
-
-    Raises:
-        BSRError: The disk does not take it.
-    """
+    """Have what was renamed or removed in a folder on the disk before going on, or raise a BSRError."""
     if not hasattr(os, "O_DIRECTORY"):  # a system on which folders cannot be opened
         return
     with reported(folder, "written"):

@@ -1,9 +1,8 @@
 """All that BasicSR 1.4.2 needs to run on today's torch, torchvision and numpy; the only place that patches.
 
-`REPAIRS` is the table: each entry is one function that says why it is there, checks that it is needed, and
-leaves everything as it was where it is not. So it is harmless to apply it again, or beside another package
-that makes the same repair. Whether there is CUDA is asked when the repaired code runs and never on import,
-which must not touch a device.
+`REPAIRS` is the table: each entry is one function that says why it is there, checks that it is needed, and leaves
+everything as it was where it is not. So it may be applied again, or beside another package that makes the same repair.
+Whether there is CUDA is asked when the repaired code runs and never on import, which must not touch a device.
 
 Left alone on purpose, as our models do not use them: `RealESRNetModel` and `RealESRGANModel`, into which CUDA
 is written, NIQE on images that it cannot judge, and BasicSR's validation under DDP.
@@ -16,8 +15,9 @@ import importlib
 import queue
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,9 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def alias_functional_tensor() -> bool:
-    """Let `import torchvision.transforms.functional_tensor` find the module under the name it has now.
+    """Let `import torchvision.transforms.functional_tensor`, without which `import basicsr` fails, find the module.
 
-    BasicSR's degradations import `rgb_to_grayscale` from it, so without it `import basicsr` fails.
     torchvision 0.17 dropped this name for `_functional_tensor`.
     """
     name = "torchvision.transforms.functional_tensor"
@@ -45,8 +44,7 @@ def alias_functional_tensor() -> bool:
 def reattach_submodules() -> bool:
     """Import BasicSR, and set the attributes that an earlier, failed `import basicsr` kept from being set.
 
-    A package whose import fails is forgotten, its submodules that came through are not. The next import finds
-    those ready and does not set them on the new package, so `basicsr.archs` would be an AttributeError.
+    The next import finds submodules ready that came through, and does not set them on the new package.
     """
     importlib.import_module("basicsr")
     changed = False
@@ -69,10 +67,16 @@ def resume_without_cuda() -> bool:
     def load_resume_state(opt: dict[str, Any]) -> Any:
         if torch.cuda.is_available():
             return stock(opt)
-        path = _resume_path(opt, train.scandir)
-        if path is None:
+        if opt["auto_resume"]:
+            folder = Path("experiments", opt["name"], "training_states")
+            states = list(train.scandir(str(folder), suffix="state")) if folder.is_dir() else []
+            if not states:
+                return None
+            latest = max(float(state.split(".state")[0]) for state in states)
+            opt["path"]["resume_state"] = str(folder / f"{latest:.0f}.state")
+        if not opt["path"].get("resume_state"):
             return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(opt["path"]["resume_state"], map_location="cpu", weights_only=True)
         train.check_resume(opt, state["iter"])
         return state
 
@@ -80,24 +84,10 @@ def resume_without_cuda() -> bool:
     return True
 
 
-def _resume_path(opt: dict[str, Any], scandir: Callable[..., Iterator[str]]) -> str | None:
-    """Find the training state to resume from as stock does, and note it in the options as stock does."""
-    if opt["auto_resume"]:
-        path = _basicsr("train").osp
-        folder = path.join("experiments", opt["name"], "training_states")
-        states = list(scandir(folder, suffix="state")) if path.isdir(folder) else []
-        if not states:
-            return None
-        latest = max(float(state.split(".state")[0]) for state in states)
-        opt["path"]["resume_state"] = path.join(folder, f"{latest:.0f}.state")
-    return opt["path"].get("resume_state") or None
-
-
 def filter_strided_batches() -> bool:
     """Let `filter2D` take a batch in any memory layout.
 
-    On the CPU padding keeps a channels-last layout, which `DiffJPEG` returns, and the `view` after it cannot
-    merge the axes of two images or more.
+    Padding on the CPU keeps a channels-last layout, which `DiffJPEG` returns, and the `view` after it fails.
     """
     img_process_util = _basicsr("utils.img_process_util")
     stock = img_process_util.filter2D
@@ -156,10 +146,7 @@ def wrap_networks_on_cpu() -> bool:
 
 
 def accept_both_spellings_of_local_rank() -> bool:
-    """Let `parse_options` take `--local-rank`, as `torch.distributed.launch` has spelt it since torch 2.0.
-
-    BasicSR knows `--local_rank` alone and ends with a usage error.
-    """
+    """Let `parse_options` take `--local-rank`, as `torch.distributed.launch` has spelt it since torch 2.0."""
     options = _basicsr("utils.options")
     parser = options.argparse.ArgumentParser()
     parser.add_argument("--local_rank", type=int)
@@ -217,18 +204,14 @@ def prefetch_without_cuda() -> bool:
     return True
 
 
-class _Failure:
+class _Failure(NamedTuple):
     """What a prefetching thread leaves in its queue in the place of the batch that it could not make."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+    error: BaseException
 
 
 def hand_on_prefetch_errors() -> bool:
-    """Let an error in the dataset end the run under `prefetch_mode: cpu`.
-
-    It ends the stock prefetching thread, and the consumer waits for its next batch for ever.
-    """
+    """Let an error in the dataset end the run under `prefetch_mode: cpu`, where the stock trainer waits for ever."""
     generator_class = _basicsr("data.prefetch_dataloader").PrefetchGenerator
     if not _dies_silently(generator_class):
         return False
@@ -267,7 +250,11 @@ def _dies_silently(generator_class: Any) -> bool:
 def whole_jpeg_quality() -> bool:
     """Let `random_add_jpg_compression` run: it draws a real quality, and OpenCV takes whole ones only."""
     stock = _basicsr("data.degradations").add_jpg_compression
-    if not _mentions(stock, "IMWRITE_JPEG_QUALITY") or _takes_real_quality():
+    try:
+        stock(np.zeros((8, 8, 3), np.float32), 90.5)
+    except cv2.error:
+        pass
+    else:
         return False
 
     @functools.wraps(stock)
@@ -278,34 +265,21 @@ def whole_jpeg_quality() -> bool:
     return True
 
 
-def _takes_real_quality() -> bool:
-    """Tell whether this OpenCV takes a JPEG quality that is no whole number."""
-    parameters: Any = [cv2.IMWRITE_JPEG_QUALITY, 90.5]
-    try:
-        cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8), parameters)
-    except cv2.error:
-        return False
-    return True
-
-
 def position_indices() -> bool:
     """Let a dataset know the epoch and the place in it: `EnlargedSampler` yields `PositionedIndex`.
 
-    With a bare index, a dataset in a worker has only the worker's own random state to draw from. That is
-    seeded alike in every epoch, so each repeats the crops of the one before, and what it gives depends on the
-    number of workers and on what was drawn before. Values and order of the indices stay as they are.
+    With a bare index, a dataset in a worker can only draw from the worker's random state. That is seeded alike in every
+    epoch, so each repeats the crops of the one before. Values and order of the indices stay as they are.
     """
     sampler_class = _basicsr("data.data_sampler").EnlargedSampler
-    positioned_index = importlib.import_module("bsr_plugins.data.positions")
-    first = next(iter(sampler_class(range(1), 1, 0)))
-    if type(first) is positioned_index.PositionedIndex:
+    made = importlib.import_module("bsr_plugins.data.positions").PositionedIndex
+    if type(next(iter(sampler_class(range(1), 1, 0)))) is made:
         return False
     stock = sampler_class.__iter__
 
     @functools.wraps(stock)
     def __iter__(self: Any) -> Iterator[int]:
         epoch, positions = self.epoch, range(self.rank, self.total_size, self.num_replicas)
-        made = positioned_index.PositionedIndex
         return (made(index, epoch, position) for index, position in zip(stock(self), positions, strict=True))
 
     sampler_class.__iter__ = __iter__
@@ -330,11 +304,7 @@ REPAIRS: tuple[Callable[[], bool], ...] = (
 
 
 def apply() -> tuple[str, ...]:
-    """Make the repairs that are needed and not yet made.
-
-    Returns:
-        The names of those that changed something.
-    """
+    """Make the repairs that are needed and not yet made; return the names of those that changed something."""
     return tuple(repair.__name__ for repair in REPAIRS if repair())
 
 
@@ -344,7 +314,7 @@ def _basicsr(module: str) -> Any:
 
 
 def _mentions(function: Any, name: str) -> bool:
-    """Tell whether a function's own code holds a name or a text; running it would touch CUDA or a file."""
+    """Tell whether a function's code holds a name or a text; running it would touch CUDA or a file."""
     code = getattr(function, "__code__", None)
     return code is not None and name in (*code.co_names, *code.co_consts)
 

@@ -13,12 +13,7 @@ _WORD = 1 << 32
 
 
 def seed_random_states(seed: int, devices: bool = True) -> None:
-    """Seed the global random states.
-
-    Args:
-        seed: From 0 to 2^64 - 1.
-        devices: Whether those of torch's devices are seeded too, not the CPU's alone.
-    """
+    """Seed the global random states, below 2^64; those of torch's devices too, unless `devices` is false."""
     random.seed(seed)
     np.random.seed([seed % _WORD, seed // _WORD])  # noqa: NPY002  (what others draw from is not ours to choose)
     if devices:

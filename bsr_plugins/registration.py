@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from bsr_plugins.errors import BSRError
 
 T = TypeVar("T", bound=Callable[..., Any])
-
-
-class BasicSRRegistry(Protocol):
-    """The part of BasicSR's `Registry` that is used here."""
-
-    _name: str
-    _obj_map: dict[str, Any]
-
-    def register(self, obj: Any) -> Any:
-        """Put `obj` in under its name."""
 
 
 class Registry(dict[str, T]):
@@ -53,14 +43,11 @@ def _origin(obj: Callable[..., Any]) -> tuple[str, str]:
     return obj.__module__, obj.__qualname__
 
 
-def register(registry: BasicSRRegistry) -> Callable[[T], T]:
-    """Register a class or function under its own name, as `@REGISTRY.register()` does.
-
-    BasicSR's own decorator fails with a bare assertion on a name that is taken. This one replaces what an earlier
-    import of the same module registered (a reload is harmless) and otherwise says whose name it is.
+def register(registry: Any) -> Callable[[T], T]:
+    """Register a class or function under its name, as `@REGISTRY.register()` does; a reload is harmless.
 
     Raises:
-        BSRError: Somebody else has registered the name.
+        BSRError: Somebody else has registered the name; BasicSR's decorator fails with a bare assertion.
     """
 
     def add(obj: T) -> T:

@@ -14,12 +14,8 @@ from bsr_plugins.errors import BSRError, described
 def load_safely(file: Path, place: str) -> Any:
     """Load a checkpoint to the CPU: tensors, numbers, text and containers of these, and nothing else.
 
-    Args:
-        file: The file.
-        place: Whose file it is, for messages.
-
     Raises:
-        BSRError: It is missing, broken, or holds anything else.
+        BSRError: It is missing, broken, or holds anything else; the message begins with `place`.
     """
     try:
         with warnings.catch_warnings():

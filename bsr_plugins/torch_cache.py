@@ -20,13 +20,8 @@ def cached_file(url: str) -> Path:
 def download(url: str, what: str, expected: str) -> None:
     """Download weights to their place in torch's cache, checked by the hash in their name.
 
-    Args:
-        url: The address.
-        what: What is missing, for messages.
-        expected: What is expected instead, for messages.
-
     Raises:
-        BSRError: They cannot be downloaded.
+        BSRError: `what` is missing, and cannot be downloaded; `expected` is what would help.
     """
     file = cached_file(url)
     try:

@@ -35,16 +35,10 @@ def several_ranks() -> bool:
 
 
 def gather_batch(local: Tensor) -> Tensor:
-    """Put the batches of all ranks together, with gradient.
+    """Put the batches (B, …) of all ranks together, as (ranks × B, …) in the order in which one process has them.
 
-    In the backward pass each rank gets the sum over ranks of the gradients of its part. With one process the
-    batch comes back as it is. Forward and backward are collective: every rank has to run them.
-
-    Args:
-        local: (B, …), with the same B on every rank.
-
-    Returns:
-        (ranks × B, …), in the order in which one process has them.
+    B is the same on every rank. In the backward pass each rank gets the sum over ranks of the gradients of its part.
+    With one process the batch comes back as it is. Forward and backward are collective: every rank has to run them.
     """
     if not several_ranks():
         return local

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -24,18 +23,11 @@ class StepWatch:
     """Makes the steps of a model that does not guard them, and ends the run at the first number that is not finite.
 
     Before each of `model.optimizers` steps, its total gradient norm is taken, and gradients are clipped as by
-    `clip_grad_norm_` if asked. After `optimize_parameters` the norms, and the losses in `model.log_dict` (`l_…`), have
-    to be finite. The step is made by then, so the run cannot go on from its weights.
-
-    Args:
-        model: The model, built for training. `train.clip_grad_norm` (the largest norm, above 0) and
-            `train.log_grad_norm` are read from its options.
-
-    Attributes:
-        skipped_total: How many steps were skipped; as of a `StepGuard`, and always 0.
+    `clip_grad_norm_` if `train.clip_grad_norm` asks for it. After `optimize_parameters` the norms, and the losses in
+    `model.log_dict` (`l_…`), have to be finite. The step is made by then, so the run cannot go on from its weights.
     """
 
-    skipped_total = 0
+    skipped_total = 0  # as a StepGuard has it
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -47,19 +39,20 @@ class StepWatch:
         """Call `model.optimize_parameters(iteration)`; the model has its data already. All ranks call it.
 
         Raises:
-            NonFiniteError: A loss or a gradient norm is not finite on some rank; `gt_path` and `lq_path` of the batch
-                are named.
+            NonFiniteError: A loss or a gradient norm is not finite on some rank; the files of the batch are named.
         """
         self._norms = []
         with ExitStack() as hooks:
             for index, optimiser in enumerate(self._model.optimizers):
                 hooks.callback(optimiser.register_step_pre_hook(partial(self._take_norm, index)).remove)
             self._model.optimize_parameters(iteration)
-        faults = self._faults()
-        if not any_rank(any(faults)):
+        logged = getattr(self._model, "log_dict", {})
+        losses = _not_finite((name, value) for name, value in logged.items() if name.startswith(_LOSS))
+        gradients = _not_finite((f"the gradient norm of optimizers[{index}]", norm) for index, norm in self._norms)
+        if not any_rank(bool(losses or gradients)):
             return
         files = "; ".join(f"{key} {_listed(batch[key])}" for key in _FILE_KEYS if key in batch)
-        reports = list(enumerate(gather((*faults, files or "files unknown"))))
+        reports = list(enumerate(gather((losses, gradients, files or "files unknown"))))
         # Gradients are averaged over ranks: they are bad on all of them where a loss is on one.
         at_fault = [each for each in reports if each[1][0]] or [each for each in reports if each[1][1]]
         lines = [
@@ -73,16 +66,16 @@ class StepWatch:
 
     def figures(self) -> dict[str, float]:
         """Return the last step's gradient norms, if asked: `grad_norm`, or `grad_norm_0` … of several optimisers."""
-        alone = len(self._model.optimizers) == 1
+        is_alone = len(self._model.optimizers) == 1
         norms = self._norms if self._logs else []
-        return {"grad_norm" if alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
+        return {"grad_norm" if is_alone else f"grad_norm_{index}": float(norm) for index, norm in norms}
 
     def state(self) -> dict[str, int]:
-        """Return counts for a checkpoint; there are none."""
+        """Return what a StepGuard counts; nothing is counted here."""
         return {}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from a checkpoint's counts; nothing is counted here."""
+        """Do nothing."""
 
     def _take_norm(self, index: int, optimiser: Optimizer, _args: object, _kwargs: object) -> None:
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
@@ -91,15 +84,6 @@ class StepWatch:
             clip_grads_with_norm_(parameters, self._clip, norm)
         self._norms.append((index, norm))
 
-    def _faults(self) -> tuple[list[str], list[str]]:
-        """Return which losses, and which gradient norms, of this rank are not finite, in words."""
-        logged = getattr(self._model, "log_dict", {})
-        losses = [(name, float(value)) for name, value in logged.items() if name.startswith(_LOSS)]
-        norms = torch.stack([norm.double() for _, norm in self._norms]).tolist() if self._norms else []
-        named = (f"the gradient norm of optimizers[{index}]" for index, _ in self._norms)
-        gradients = list(zip(named, norms, strict=True))
-        return _not_finite(losses), _not_finite(gradients)
-
 
 def guard_of(model: Any) -> StepGuard | StepWatch:
     """Return the guard that a model has, or one that watches it."""
@@ -107,8 +91,9 @@ def guard_of(model: Any) -> StepGuard | StepWatch:
     return guard if isinstance(guard, StepGuard) else StepWatch(model)
 
 
-def _not_finite(values: list[tuple[str, float]]) -> list[str]:
-    return [f"{name} is {value}" for name, value in values if not math.isfinite(value)]
+def _not_finite(values: Iterable[tuple[str, Any]]) -> list[str]:
+    numbers = [(name, float(value)) for name, value in values]
+    return [f"{name} is {number}" for name, number in numbers if not math.isfinite(number)]
 
 
 def _listed(value: object) -> str:

@@ -12,7 +12,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher, PrefetchDataLoader
 from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.utils import get_root_logger
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 from bsr_plugins.data.bad_images import SKIPPED
 from bsr_plugins.data.decode import unusual_images
@@ -20,28 +20,20 @@ from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset, item_files
 from bsr_plugins.data.positions import RunSampler
 from bsr_plugins.data.workers import WorkerProcesses, stop_signals_held_back
-from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.seeding import derive_seed
+from bsr_plugins.seeding import generator_at
 
 Batch = dict[str, Any]
 
 _BAD_IMAGE_KEY = "on_bad_image"
-_UNSORTED = (PairedImageDataset, RealESRGANPairedDataset)
-_PREFETCH_MODES = ("cpu", "cuda")
+_UNSORTED = (PairedImageDataset, RealESRGANPairedDataset)  # their images come as the file system lists them
 
 
 class TrainLoader:
     """The training batches of this process, epoch after epoch.
 
     `start` says where, `next` gives batch after batch until the epoch has no more whole ones. Nothing is read before
-    `start`, and nothing of the next epoch before its `start`.
-
-    Args:
-        dataset: What makes the items, given a `PositionedIndex`.
-        sampler: Which items, and in what order.
-        dataset_opt: The option block: workers, memory and `on_bad_image` are read from it.
-        seed: The run's `manual_seed`.
-        mode: What prefetches beyond the workers: `cpu` (a thread), `cuda` (a stream) or nothing.
+    `start`, and nothing of the next epoch before its `start`. The dataset makes items, given a `PositionedIndex`; the
+    sampler says which.
 
     Attributes:
         num_images: The number of items in the dataset, images for the most part.
@@ -49,22 +41,15 @@ class TrainLoader:
         skipped: The number of bad images among all batches given so far by this process.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        sampler: RunSampler,
-        dataset_opt: Mapping[str, Any],
-        seed: int,
-        mode: str | None = None,
-    ) -> None:
-        self.dataset, self.num_images = dataset, _length(dataset)
+    def __init__(self, dataset: Any, sampler: RunSampler, opt: Mapping[str, Any]) -> None:
+        self.dataset, self.num_images = dataset, len(dataset)
         self.batches_per_epoch = sampler.batches_per_epoch
         self.skipped = 0
-        self._sampler, self._opt, self._seed, self._mode = sampler, dataset_opt, seed, mode
-        self._counts = dataset_opt.get(_BAD_IMAGE_KEY) == "skip"
+        self._sampler, self._opt, self._seed = sampler, opt["datasets"]["train"], opt["manual_seed"]
+        self._mode = _prefetch_mode(dataset, self._opt, opt["num_gpu"])
         self._source: Any = None
         self._workers: WorkerProcesses | None = None
-        self._underway = False
+        self._is_underway = False
 
     def start(self, epoch: int, first_batch: int = 0) -> None:
         """Begin an epoch, or go on in the middle of it, both from 0: nothing before `first_batch` is read.
@@ -79,7 +64,7 @@ class TrainLoader:
                 self._source = self._prefetcher()
             else:
                 self._source.reset()
-        self._underway = True
+        self._is_underway = True
 
     def next(self) -> Batch | None:
         """Return the next batch of the epoch, None after the last.
@@ -89,8 +74,8 @@ class TrainLoader:
         """
         batch: Batch | None = self._source.next()
         if batch is None:
-            self._underway = False
-        elif self._counts:
+            self._is_underway = False
+        elif self._opt.get(_BAD_IMAGE_KEY) == "skip":
             self.skipped += sum(len(files.splitlines()) for files in batch[SKIPPED])
         return batch
 
@@ -104,12 +89,12 @@ class TrainLoader:
 
     def _break_off(self) -> None:
         """Let a prefetching thread come to its end in the middle of an epoch, with what is begun thrown away."""
-        if not (self._underway and self._mode == "cpu"):
+        if not (self._is_underway and self._mode == "cpu"):
             return
         self._sampler.stop()
-        while self._underway:
+        while self._is_underway:
             with suppress(Exception):  # those of batches that nobody asks for any more
-                self._underway = self._source.next() is not None
+                self._is_underway = self._source.next() is not None
 
     def _prefetcher(self) -> Any:
         workers = self._opt["num_worker_per_gpu"]
@@ -123,7 +108,7 @@ class TrainLoader:
             "pin_memory": _pins_memory(self._opt),
             "persistent_workers": self._opt.get("persistent_workers", False) and workers > 0,
             "worker_init_fn": None if self._workers is None else self._workers.start,
-            "generator": _seeds_of_workers(self._seed),
+            "generator": generator_at(self._seed, "workers"),  # and not of the global random state
         }
         if self._mode == "cpu":
             return CPUPrefetcher(PrefetchDataLoader(self._opt.get("num_prefetch_queue", 1), **settings))
@@ -131,54 +116,31 @@ class TrainLoader:
         return _CUDAPrefetcher(loader, {"num_gpu": 1}) if self._mode == "cuda" else CPUPrefetcher(loader)
 
 
-def build_train_loader(opt: Mapping[str, Any], dataset: Dataset[Any]) -> TrainLoader:
-    """Build what loads the training dataset of a run, for this rank.
+def build_train_loader(opt: Mapping[str, Any], dataset: Any) -> TrainLoader:
+    """Build what loads the training dataset of a run, for this rank; the options are left as they are.
 
-    The dataset is any that is registered. One that draws from the global random states (all but ours) is wrapped in a
-    `PositionedDataset`; `on_bad_image` works for all. A batch is `batch_size_per_gpu` items a process. Files that are
-    converted, grey ones and those with alpha for example, are warned of, once.
-
-    Args:
-        opt: The run's options; they are left as they are.
-        dataset: The dataset of `datasets.train`; one that is not ours has been built without `on_bad_image`.
-
-    Raises:
-        OptionError: The dataset cannot be loaded in this way.
+    The dataset is any that is registered; one that is not ours has been built without `on_bad_image`, which works for
+    all. Those that draw from the global random states are wrapped in a `PositionedDataset`.
     """
     dataset_opt, seed = opt["datasets"]["train"], opt["manual_seed"]
-    name = dataset_opt.get("name", "train")
-    if isinstance(dataset, IterableDataset):
-        raise OptionError(f"dataset '{name}'.type: {dataset_opt['type']} has no indices, expected a dataset with them")
     is_ours = isinstance(dataset, PairedDegradationDataset)
-    dataset = _in_order(dataset, name, opt["rank"])
-    if type(dataset) is not PairedDegradationDataset:
-        on_bad_image = "error" if is_ours else dataset_opt.get(_BAD_IMAGE_KEY, "error")
-        dataset = PositionedDataset(dataset, seed, on_bad_image, name)
+    dataset = _repeatable(dataset, opt, "train", "error" if is_ours else dataset_opt.get(_BAD_IMAGE_KEY, "error"))
     ratio, batch_size = dataset_opt.get("dataset_enlarge_ratio", 1), dataset_opt["batch_size_per_gpu"]
-    sampler = RunSampler(_length(dataset), opt["world_size"], opt["rank"], seed, ratio, batch_size)
-    return TrainLoader(dataset, sampler, dataset_opt, seed, _prefetch_mode(dataset, dataset_opt, opt["num_gpu"]))
+    sampler = RunSampler(len(dataset), opt["world_size"], opt["rank"], seed, ratio, batch_size)
+    return TrainLoader(dataset, sampler, opt)
 
 
-def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Dataset[Any]]) -> list[DataLoader[Any]]:
+def build_val_loaders(opt: Mapping[str, Any], datasets: Mapping[str, Any]) -> list[DataLoader[Any]]:
     """Build what loads the validation or test datasets of a run, in the order of the option file.
 
-    Each is loaded as BasicSR loads it: one image a batch, in order, by this process. Datasets of others are wrapped, so
-    that they give the same images every time, change no global random state, and name an image that cannot be read.
-
-    Args:
-        opt: The run's options; they are left as they are.
-        datasets: The datasets of the run by their keys.
+    Each gives one image a batch, in order, in this process. Datasets of others are wrapped, so that they give the same
+    images every time, change no global random state, and name an image that cannot be read.
     """
     loaders: list[DataLoader[Any]] = []
     for phase, dataset_opt in opt["datasets"].items():
-        if phase == "train":
-            continue
-        name = dataset_opt.get("name", phase)
-        dataset = _in_order(datasets[phase], name, opt["rank"])
-        if type(dataset) is not PairedDegradationDataset:
-            dataset = PositionedDataset(dataset, opt["manual_seed"], "error", name)
-        generator = _seeds_of_workers(opt["manual_seed"])
-        loaders.append(DataLoader(dataset, pin_memory=_pins_memory(dataset_opt), generator=generator))
+        if phase != "train":
+            dataset, generator = _repeatable(datasets[phase], opt, phase), generator_at(opt["manual_seed"], "workers")
+            loaders.append(DataLoader(dataset, pin_memory=_pins_memory(dataset_opt), generator=generator))
     return loaders
 
 
@@ -193,50 +155,36 @@ class _CUDAPrefetcher(CUDAPrefetcher):  # type: ignore[misc]
         return batch
 
 
-def _prefetch_mode(dataset: Dataset[Any], dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
+def _prefetch_mode(dataset: Any, dataset_opt: Mapping[str, Any], num_gpu: int) -> str | None:
     mode: str | None = dataset_opt.get("prefetch_mode")
-    where = f"dataset '{dataset_opt.get('name', 'train')}'"
-    if mode is None:
-        return None
-    if mode not in _PREFETCH_MODES:
-        raise unknown_name(f"{where}.prefetch_mode", mode, _PREFETCH_MODES)
+    where = f"dataset '{dataset_opt.get('name', 'train')}'.prefetch_mode"
     if mode == "cuda" and (num_gpu == 0 or not torch.cuda.is_available()):
-        get_root_logger().warning(f"{where}.prefetch_mode: 'cuda' needs CUDA, and none is used: nothing is prefetched")
+        get_root_logger().warning(f"{where}: 'cuda' needs CUDA, and none is used: nothing is prefetched")
         return None
-    if mode == "cuda" and dataset_opt.get("pin_memory") is not True:
-        raise OptionError(
-            f"{where}.pin_memory: {dataset_opt.get('pin_memory')!r}, expected true with prefetch_mode: cuda"
-        )
     if mode == "cpu" and dataset_opt["num_worker_per_gpu"] == 0 and isinstance(dataset, PositionedDataset):
         # Its thread would draw from the random states that the model draws from at the same time.
-        get_root_logger().info(f"{where}.prefetch_mode: 'cpu' needs workers with this dataset: nothing is prefetched")
+        get_root_logger().info(f"{where}: 'cpu' needs workers with this dataset: nothing is prefetched")
         return None
     return mode
 
 
-def _in_order(dataset: Dataset[Any], name: str, rank: int) -> Dataset[Any]:
-    """Sort the images of BasicSR's paired datasets, which come as the file system lists them; warn of unusual ones."""
+def _repeatable(dataset: Any, opt: Mapping[str, Any], phase: str, on_bad_image: str = "error") -> Any:
+    """Make a dataset give the same items for the same indices everywhere; warn of unusual images."""
+    name = opt["datasets"][phase].get("name", phase)
     if type(dataset) in _UNSORTED:
-        dataset.paths.sort(key=itemgetter("gt_path"))  # type: ignore[attr-defined]  # those have it
-    if rank == 0:
+        dataset.paths.sort(key=itemgetter("gt_path"))
+    if opt["rank"] == 0:
         if isinstance(dataset, PairedDegradationDataset):
             complaint = unusual_images(dataset.files, keeps_depth=True)
         else:
-            files = (file.path for number in range(_length(dataset)) for file in item_files(dataset, number))
+            files = (file.path for number in range(len(dataset)) for file in item_files(dataset, number))
             complaint = unusual_images(file for file in files if file is not None)
         if complaint is not None:
             get_root_logger().warning(f"dataset '{name}': {complaint}")
-    return dataset
-
-
-def _length(dataset: Dataset[Any]) -> int:
-    return len(dataset)  # type: ignore[arg-type]  # a Dataset's length is optional
+    if type(dataset) is PairedDegradationDataset:
+        return dataset
+    return PositionedDataset(dataset, opt["manual_seed"], on_bad_image, name)
 
 
 def _pins_memory(dataset_opt: Mapping[str, Any]) -> bool:
     return bool(dataset_opt.get("pin_memory", False)) and torch.cuda.is_available()
-
-
-def _seeds_of_workers(seed: int) -> torch.Generator:
-    """Make what a loader draws its workers' seeds from, so that it leaves the global random state alone."""
-    return torch.Generator().manual_seed(derive_seed(seed, "workers"))

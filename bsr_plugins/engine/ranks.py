@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
+from mmengine.dist import all_gather_object, all_reduce, broadcast_object_list, is_distributed
 from torch import distributed
 
 from bsr_plugins.errors import BSRError
@@ -23,18 +24,13 @@ def _group_beside(_world: object) -> Any:
 
 
 def _group() -> Any:
-    """Return the process group on the CPU, or None if there is one process."""
-    if distributed.is_available() and distributed.is_initialized():
-        return _group_beside(distributed.group.WORLD)
-    return None
+    return _group_beside(distributed.group.WORLD) if is_distributed() else None
 
 
 def total(count: int) -> int:
     """Return the sum of a count over all ranks."""
-    if (group := _group()) is None:
-        return count
     counts = torch.tensor(count)
-    distributed.all_reduce(counts, group=group)
+    all_reduce(counts, group=_group())
     return int(counts)
 
 
@@ -45,29 +41,20 @@ def any_rank(flag: bool) -> bool:
 
 def gather(value: T) -> list[T]:
     """Return the values of all ranks, in the order of the ranks; they are pickled."""
-    if (group := _group()) is None:
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value, group=group)
+    values: list[T] = all_gather_object(value, group=_group())
     return values
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """Call a function on rank 0 while the others wait, and return its result on every rank.
-
-    Raises:
-        BSRError: The one that rank 0 met, on every rank.
-    """
-    if (group := _group()) is None:
-        return make()
-    outcome: list[Any] = [None, None]
-    if distributed.get_rank() == 0:
+    """Call a function on rank 0 while the others wait; its result, or its BSRError, is that of every rank."""
+    outcome: list[Any] = [None]
+    if not is_distributed() or distributed.get_rank() == 0:
         try:
-            outcome[0] = make()
+            outcome = [make()]
         except BSRError as error:
-            outcome[1] = error
-    distributed.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise outcome[1]
+            outcome = [error]
+    broadcast_object_list(outcome, src=0, group=_group())
+    if isinstance(outcome[0], BSRError):
+        raise outcome[0]
     result: T = outcome[0]
     return result

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
@@ -28,7 +28,7 @@ class _Interrupted(BaseException):
 
 
 class Interruption:
-    """Remembers the first SIGINT or SIGTERM while it is entered; the second one ends the process at once.
+    """Remembers the first SIGINT or SIGTERM ; the second one ends the process at once.
 
     At once means that the system ends it, as it would end one that handles no signals. Under torchrun, which passes on
     to the processes what may have reached them already, signals of the first seconds after the first are one with it.
@@ -40,12 +40,12 @@ class Interruption:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._interruptible = False
+        self._is_interruptible = False
         self._since = 0.0
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Handle signals."""
+        """Remember signals for as long as this lasts."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -59,15 +59,13 @@ class Interruption:
 
     def until_received(self, action: Callable[[], None]) -> None:
         """Do what a signal is to break off; nothing if one was received before."""
-        if self.received is not None:
-            return
-        self._interruptible = True
-        try:
-            action()
-        except _Interrupted:
-            pass
-        finally:
-            self._interruptible = False
+        with suppress(_Interrupted):
+            self._is_interruptible = True
+            try:
+                if self.received is None:
+                    action()
+            finally:
+                self._is_interruptible = False
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:  # only where a launcher passes signals on
@@ -78,6 +76,6 @@ class Interruption:
         self.received, self._since = number, time.monotonic()
         for other in _HANDLED if _LAUNCHED not in os.environ else ():
             signal.signal(other, signal.SIG_DFL)
-        if self._interruptible:
-            self._interruptible = False
+        if self._is_interruptible:
+            self._is_interruptible = False
             raise _Interrupted

@@ -45,7 +45,7 @@ def validate(
     current_iter: int | str,
     tb_logger: Any,
     save_img: bool,
-    stopping: Callable[[], bool] = lambda: False,
+    after_image: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Validate or test a model on a dataset, as `model.validation` does, under one process or several.
 
@@ -55,65 +55,51 @@ def validate(
     networks that work in windows, unless the model defines `test`. Training mode and random states stay as they were. A
     model that is no `SRModel`, or defines its validation, uses that.
 
-    Args:
-        model: The model.
-        loader: Gives one image a batch; the dataset's `opt["name"]` names it.
-        current_iter: The iteration, or the run's name in a test.
-        tb_logger: TensorBoard's writer, to which rank 0 logs metrics; or None.
-        save_img: Whether to save the images.
-        stopping: Asked between images on every rank: one on which it says so breaks off, the others finish their share
-            unless it does there too, and nothing is concluded. A validation that the model defines is not broken off.
-
-    Returns:
-        Whether it came to its end.
+    `loader` gives one image a batch, in this process; the dataset's `opt["name"]` names it. `current_iter` is the run's
+    name in a test. `after_image` is called after each image, unless the model defines its validation. A rank on which
+    it says true breaks off, the others finish their share, nothing is concluded, and false is returned.
 
     Raises:
         BSRError: An image cannot be used, an output has another size than its ground truth, a metric fails, or an image
             cannot be saved: on every rank, whichever of them met it.
     """
+    dataset: Any = loader.dataset
     is_stock = isinstance(model, SRModel) and all(_is_stock(model, name) for name in _METHODS)
     measured: list[_Measured] = []
     error: Exception | None = None
     with _undisturbed(model):
-        if not is_stock and not _is_stock(model, "dist_validation"):
-            # Ranks may wait for each other in there, so that nothing can be agreed on where one of them fails.
-            model.validation(loader, current_iter, tb_logger, save_img)
-        else:
-            try:
-                if is_stock:
-                    measured = list(
-                        takewhile(lambda _: not stopping(), _measure(model, loader, current_iter, save_img))
-                    )
-                else:  # on rank 0 alone
-                    model.validation(loader, current_iter, tb_logger, save_img)
-            except Exception as caught:  # it is raised once the other ranks know
-                error = caught
+        try:
+            if is_stock:
+                share = _measure(model, loader, current_iter, save_img)
+                measured = list(takewhile(lambda _: not after_image(), share))
+            else:
+                model.validation(loader, current_iter, tb_logger, save_img)
+        except Exception as caught:
+            if not _is_stock(model, "dist_validation"):  # ranks may wait for each other in there, and cannot agree
+                raise
+            error = caught
     everything = sorted(chain.from_iterable(_agree(measured, error)), key=attrgetter("place"))
     if not is_stock:
         return True
-    if len(everything) < len(loader.dataset):  # type: ignore[arg-type]  # a Dataset's length is optional
+    if len(everything) < len(dataset):
         return False
     if model.opt["val"].get("metrics") is not None:
-        _conclude(model, _name_of(loader), everything, current_iter, tb_logger)
+        _conclude(model, str(dataset.opt["name"]), everything, current_iter, tb_logger)
     return True
 
 
 def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_img: bool) -> Iterator[_Measured]:
     """Super-resolve this rank's images of a dataset and measure them; one value per metric."""
-    name, count = _name_of(loader), len(loader.dataset)  # type: ignore[arg-type]  # a Dataset's length is optional
-    if count == 0:
+    dataset: Any = loader.dataset
+    name = str(dataset.opt["name"])
+    if len(dataset) == 0:
         raise BSRError(f"dataset '{name}': holds no images, expected at least one")
     rank, world_size = get_dist_info()
-    places = range(rank, count, world_size)
+    places = range(rank, len(dataset), world_size)
     share: DataLoader[Any] = DataLoader(
-        Subset(loader.dataset, places),
-        batch_size=1,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(),
+        Subset(dataset, places), pin_memory=loader.pin_memory, generator=torch.Generator()
     )
+    metrics = model.opt["val"].get("metrics") or {}
     has_bar = rank == 0 and model.opt["val"].get("pbar", False)
     with tqdm(total=len(places), unit="image", disable=not has_bar) as bar:
         for place, data in zip(places, share, strict=True):
@@ -129,7 +115,6 @@ def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_
                 file = _file_of(model.opt, name, image, current_iter)
                 with reported(file, "written"):
                     imwrite(images["img"], str(file))
-            metrics = model.opt["val"].get("metrics") or {}
             values = [_value(images, block, key, f"{image} of dataset '{name}'") for key, block in metrics.items()]
             yield _Measured(place, image, values)
             bar.update(1)
@@ -139,8 +124,7 @@ def _measure(model: Any, loader: DataLoader[Any], current_iter: int | str, save_
 def _super_resolve(model: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """Do what the model's `test` does, on images of any size where that is `SRModel`'s.
 
-    Returns:
-        uint8 images, BGR HWC: `img`, and `img2`, the ground truth, if there is one.
+    Returns `img`, and `img2`, the ground truth, if there is one: uint8, BGR HWC.
     """
     _forget_images(model)  # a ground truth of another image, where this one has none
     model.feed_data(data)
@@ -163,12 +147,11 @@ def _value(images: Mapping[str, Any], block: Mapping[str, Any], key: str, image:
     except BSRError:
         raise
     except Exception as error:
-        reason = described(error)
-        raise BSRError(f"val.metrics.{key}: {block['type']} fails on {image}, expected a number ({reason})") from error
+        said = f"{block['type']} fails on {image}, expected a number ({described(error)})"
+        raise BSRError(f"val.metrics.{key}: {said}") from error
 
 
 def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int | str) -> Path:
-    """Return where BasicSR saves an image."""
     folder = Path(opt["path"]["visualization"])
     if opt["is_train"]:
         return folder / image / f"{image}_{current_iter}.png"
@@ -176,7 +159,6 @@ def _file_of(opt: Mapping[str, Any], dataset: str, image: str, current_iter: int
 
 
 def _is_stock(model: Any, method: str) -> bool:
-    """Tell whether a model has a method from BasicSR's `SRModel`."""
     return getattr(type(model), method, None) is getattr(SRModel, method)
 
 
@@ -185,33 +167,20 @@ def _forget_images(model: Any) -> None:
         vars(model).pop(name, None)
 
 
-def _name_of(loader: DataLoader[Any]) -> str:
-    dataset: Any = loader.dataset
-    return str(dataset.opt["name"])
-
-
 def _agree(measured: list[_Measured], error: Exception | None) -> list[list[_Measured]]:
-    """Return the results of all ranks, in their order.
-
-    Raises:
-        BSRError: A rank failed through the input's fault; the same on every rank.
-        RuntimeError: Another one failed otherwise.
-        Exception: This one did; it is the error itself.
-    """
+    """Return the results of all ranks, in their order, or raise what has failed on one; the input's faults go first."""
     is_expected = isinstance(error, BSRError)
-    reason = None if error is None else str(error) if is_expected else f"{type(error).__name__}: {error}"
+    reason = None if error is None else str(error) if is_expected else described(error)
     outcomes = gather((measured, reason, is_expected))
     failures = [
         (not expected, rank, reason) for rank, (_, reason, expected) in enumerate(outcomes) if reason is not None
     ]
     if not failures:
         return [found for found, _, _ in outcomes]
-    unexpected, rank, reason = min(failures)  # the input's faults first, then by rank
+    is_unexpected, rank, reason = min(failures)
     if error is not None and (rank == get_dist_info()[0] or not is_expected):
         raise error
-    if not unexpected:
-        raise BSRError(reason)
-    raise RuntimeError(f"rank {rank} failed in validation ({reason})")
+    raise RuntimeError(f"rank {rank} failed in validation ({reason})") if is_unexpected else BSRError(reason)
 
 
 def _conclude(model: Any, dataset: str, measured: list[_Measured], current_iter: int | str, tb_logger: Any) -> None:
@@ -238,10 +207,7 @@ def _conclude(model: Any, dataset: str, measured: list[_Measured], current_iter:
 
 @contextmanager
 def _undisturbed(model: BaseModel) -> Iterator[None]:
-    """Take networks out of their wrappers, and leave modes and random states as they were.
-
-    Ranks run different images, and DDP's forward pass would wait for the others wherever there are buffers.
-    """
+    """Leave modes and random states as they were, and take networks out of DDP, which would wait for other ranks."""
     wrapped = {
         name: value for name, value in vars(model).items() if isinstance(value, DataParallel | DistributedDataParallel)
     }

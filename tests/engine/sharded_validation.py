@@ -157,7 +157,7 @@ def validate_all(opt: Options, folder: Path) -> Outcome:
     validate(model, loader_of(opt), SECOND, None, save_img=False)
     outcome["second"] = results(model)
     last = opt["rank"] == opt["world_size"] - 1  # which alone is asked to stop
-    ended = validate(model, loader_of(opt), FIRST, None, False, stopping=lambda: last)
+    ended = validate(model, loader_of(opt), FIRST, None, False, after_image=lambda: last)
     outcome["broken off"] = not ended and results(model) == outcome["second"]
     outcome["left alone"] = surroundings(model) == untouched
     for count in (1, 2):

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsr_plugins.engine.checkpoint_identity import Identity
 from bsr_plugins.engine.checkpoint_sets import (
     CheckpointSet,
+    Identity,
     RunFolders,
     Search,
     find_set,
@@ -218,10 +218,10 @@ def test_a_broken_network_of_basicsr(root: Path) -> None:
         ({"version": 2}, "bsr_plugins.version: 2, expected"),
         ({"run_id": 5}, "bsr_plugins.run_id: 5, expected text"),
         ({"manual_seed": None}, "bsr_plugins.manual_seed: None, expected a whole number"),
-        ({"files": None}, "bsr_plugins.files.net_g_10.pth: None, expected a block of keys"),
+        ({"files": None}, "bsr_plugins.files: None, expected a block of keys"),
         ({"extras": [1]}, "bsr_plugins.extras: [1], expected a block of keys"),
         ({"files": {"net_g_10.pth": None}}, "bsr_plugins.files.net_g_10.pth: None"),
-        ({"files": {"net_g_10.pth": {"size": "x", "digest": "x"}}}, "bsr_plugins.files: 'x'"),
+        ({"files": {"net_g_10.pth": {"size": "x", "digest": "x"}}}, "bsr_plugins.files.net_g_10.pth: 'x'"),
         ({"files": {"../net_g_2.pth": {"size": 1, "digest": "x"}}}, "net_g_2.pth: is missing"),
         (None, "bsr_plugins: 'nonsense', expected a block of keys"),
     ],

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ import torch
 from basicsr.data.prefetch_dataloader import PrefetchGenerator
 from basicsr.utils.file_client import HardDiskBackend
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
-from bsr_plugins.engine.loading import build_train_loader
-from bsr_plugins.errors import BadImageError, OptionError
+from bsr_plugins.errors import BadImageError
 from tests.data.batches import assert_same
 from tests.engine.loading_cases import (
     BATCH,
@@ -216,21 +214,10 @@ def test_the_random_states_and_options_stay_as_they_were(kind: Kind, pair_folder
     assert kind is ours or "on_bad_image" not in dataset.opt
 
 
-def test_datasets_without_indices_are_refused(pair_folder: Path) -> None:
-    class Endless(IterableDataset[Any]):
-        def __iter__(self) -> Iterator[Any]:
-            return iter(())
-
-    with pytest.raises(OptionError, match=r"^dataset 'photographs'\.type: Endless has no indices"):
-        build_train_loader(options(paired, pair_folder, type="Endless"), Endless())
-
-
 def test_unusual_prefetching(
     pair_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(OptionError, match=r"^dataset 'photographs'\.prefetch_mode: unknown name 'gpu'"):
-        train_loader(options(ours, pair_folder, prefetch_mode="gpu"))
     loaded = epochs(options(ours, pair_folder, prefetch_mode="cuda", pin_memory=True))
     assert "prefetch_mode: 'cuda' needs CUDA, and none is used" in capfd.readouterr().err
     assert_same(loaded[0], epochs(options(ours, pair_folder))[0])

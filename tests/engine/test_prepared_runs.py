@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
-from bsr_plugins.engine import testing, training, validation
+from bsr_plugins.engine import pipelines, validation
 from bsr_plugins.models import ReDSRModel
+from bsr_plugins.options import preflight
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -32,9 +35,9 @@ def counted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return built
 
 
-def with_remarks(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def with_remarks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Have the preparation of a pipeline give warnings; returns what it has prepared."""
-    stock, prepared = module.prepare, []
+    stock, prepared = preflight.prepare, []
 
     def prepare(*arguments: Any, **settings: Any) -> Any:
         made = stock(*arguments, **settings)
@@ -43,14 +46,14 @@ def with_remarks(module: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         prepared.append(SimpleNamespace(**kept, warnings=["an early remark"], late_reads=lambda: ["a late remark"]))
         return prepared[-1]
 
-    monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr(pipelines, "prepare", prepare)
     return prepared
 
 
 def test_a_training_run_takes_what_was_prepared(
     project: Project, redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, prepared = counted(ReDSRModel, monkeypatch), with_remarks(training, monkeypatch)
+    models, prepared = counted(ReDSRModel, monkeypatch), with_remarks(monkeypatch)
     assert in_process("train", redsr_options).status == 0
     assert models == [prepared[0].model]
     (file,) = project.root.glob("experiments/tiny/*.log")
@@ -78,14 +81,14 @@ def test_a_test_run_takes_what_was_prepared(
     }
     options |= {"datasets": {"test": redsr_options["datasets"]["val"]}, "val": redsr_options["val"]}
     options["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "strict_load_g": True}
-    prepared, measured = with_remarks(testing, monkeypatch), []
+    prepared, measured = with_remarks(monkeypatch), []
     stock = validation.validate
 
     def validate(model: nn.Module, loader: Any, *arguments: Any) -> bool:
         measured.append((model, loader.dataset))
         return stock(model, loader, *arguments)
 
-    monkeypatch.setattr(testing, "validate", validate)
+    monkeypatch.setattr(pipelines, "validate", validate)
     outcome = in_process("test", options)
     assert outcome.status == 0, outcome.output
     ((model, dataset),) = measured
@@ -93,4 +96,22 @@ def test_a_test_run_takes_what_was_prepared(
     assert dataset is prepared[0].datasets["test"]
     assert isinstance(dataset, PairedDegradationDataset)
     (file,) = project.root.glob("results/tiny/*.log")
-    assert "WARNING: an early remark" in file.read_text()
+    log = file.read_text()
+    events = ["WARNING: an early remark", "Testing ", "WARNING: a late remark", "Validation "]
+    places = [log.index(event) for event in events]
+    assert places == sorted(places)
+    assert log.count("a late remark") == log.count("an early remark") == 1
+
+
+class Endless(IterableDataset[Any]):
+    """A dataset without indices."""
+
+
+def test_datasets_without_indices_are_refused(
+    redsr_options: Options, in_process: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Endless", Endless)
+    redsr_options["datasets"]["train"]["type"] = "Endless"
+    outcome = in_process("train", redsr_options)
+    assert outcome.status == 2
+    assert "datasets.train.type: 'Endless' has no indices, expected a dataset with them" in outcome.output

@@ -13,8 +13,7 @@ import torch
 from basicsr.models import build_model
 from torch import Tensor
 
-from bsr_plugins.engine.checkpoint_identity import Identity
-from bsr_plugins.engine.checkpoint_sets import RunFolders
+from bsr_plugins.engine.checkpoint_sets import Identity, RunFolders
 from bsr_plugins.engine.checkpoints import CheckpointStore
 
 Options = dict[str, Any]

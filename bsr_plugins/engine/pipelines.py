@@ -1,4 +1,4 @@
-"""The training pipeline: BasicSR's, with runs that can be stopped anywhere and go on as if they had not been."""
+"""The pipelines: BasicSR's, with training runs that can be stopped anywhere and go on as if they had not been."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import torch
-from basicsr.utils import AvgTimer, MessageLogger
+from basicsr.utils import AvgTimer, MessageLogger, get_root_logger
 
-from bsr_plugins.engine.checkpoint_identity import Identity
-from bsr_plugins.engine.checkpoint_sets import CheckpointSet, RunFolders, Search, find_set, use_networks
+from bsr_plugins.engine.checkpoint_sets import CheckpointSet, Identity, RunFolders, Search, find_set, use_networks
 from bsr_plugins.engine.checkpoints import CheckpointStore
 from bsr_plugins.engine.guard import StepWatch, guard_of
 from bsr_plugins.engine.loading import build_train_loader, build_val_loaders
 from bsr_plugins.engine.ranks import any_rank, of_first, total
-from bsr_plugins.engine.run_folders import RunLog, make_folders, run_log
+from bsr_plugins.engine.run_folders import make_folders, run_log
 from bsr_plugins.engine.signals import Interruption, Stopped
 from bsr_plugins.engine.validation import validate
 from bsr_plugins.errors import BSRError, OptionError, described
@@ -33,12 +33,10 @@ _MESSAGE_ONLY = ("epoch", "iter", "lrs", "time", "data_time")
 def train_pipeline(root_path: str) -> None:
     """Train as the option file of the command line says, like `basicsr.train.train_pipeline`.
 
-    The command line is BasicSR's, with `--check` (only check the options) and `--set KEY:KEY=VALUE …`. A run is a
-    function of its options: killed at any moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with
-    what it would have ended with, on a CPU bit for bit. SIGINT and SIGTERM end it after the iteration, saved.
-
-    Args:
-        root_path: Folder in which `experiments/` and `tb_logger/` are made.
+    The command line is that of `bsr_plugins.options.command_line`. A run is a function of its options: killed at any
+    moment and resumed (`--auto_resume`, or `path.resume_state`), it ends with what it would have ended with, on a CPU
+    bit for bit. SIGINT and SIGTERM end it after the iteration, saved. `experiments/` and `tb_logger/` are made in
+    `root_path`.
 
     Raises:
         BSRError: The options cannot be used, in which case nothing has been made or moved yet; or an image, a file or
@@ -46,34 +44,53 @@ def train_pipeline(root_path: str) -> None:
         Stopped: A signal ended the run; it is a `SystemExit` with the status 130 or 143.
     """
     torch.backends.cudnn.benchmark = True
-    search = Search(None, [])
-
-    def resume(opt: dict[str, Any]) -> None:
-        nonlocal search
-        search = find_checkpoint(opt)
-
-    prepared = prepare(root_path, is_train=True, resume=resume)
+    searches: list[Search] = []
+    prepared = prepare(root_path, is_train=True, resume=lambda opt: searches.append(_find_checkpoint(opt)))
     if prepared.only_check:
         return
-    found = search.found
+    ((found, passed_over),) = searches
     of_first(lambda: make_folders(prepared, root_path, fresh=found is None))
-    with run_log(prepared, "train", root_path, 0 if found is None else found.iteration) as log:
-        for reason in search.passed_over:
-            log.logger.warning(f"Passed over {reason}")
-        TrainingRun(prepared, found, log).execute()
+    with run_log(prepared, root_path, 0 if found is None else found.iteration) as tensorboard:
+        for reason in passed_over:
+            get_root_logger().warning(f"Passed over {reason}")
+        TrainingRun(prepared, found, tensorboard).execute()
 
 
-def find_checkpoint(opt: dict[str, Any]) -> Search:
-    """Find the checkpoint set that a run goes on from, and point the options at its networks.
+def test_pipeline(root_path: str) -> None:
+    """Test as the option file of the command line says, like `basicsr.test.test_pipeline`.
 
-    All ranks call it, and take what rank 0 finds. A `manual_seed` that is not given becomes the set's.
-
-    Args:
-        opt: The run's options; see `find_set`.
+    The command line is that of `bsr_plugins.options.command_line`; `results/` is made in `root_path`.
 
     Raises:
-        BSRError: All checkpoints, or that of `path.resume_state`, are broken, or it is past the end of the run.
+        BSRError: The options cannot be used, in which case nothing has been made or moved yet, or an image turns out
+            to be unusable during the run.
     """
+    torch.backends.cudnn.benchmark = True
+    prepared = prepare(root_path, is_train=False, resume=None)
+    if prepared.only_check:
+        return
+    opt = prepared.opt
+    of_first(lambda: make_folders(prepared, root_path, fresh=True))
+    with run_log(prepared, root_path):
+        logger = get_root_logger()
+        loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
+        for loader in loaders:
+            logger.info(f"Number of test images in {loader.dataset.opt['name']}: {len(loader.dataset)}")
+
+        @cache
+        def warn_of_unread_keys() -> bool:
+            for warning in prepared.late_reads():
+                logger.warning(warning)
+            return False
+
+        for loader in loaders:
+            logger.info(f"Testing {loader.dataset.opt['name']}...")
+            validate(prepared.model, loader, opt["name"], None, opt["val"]["save_img"], warn_of_unread_keys)
+            warn_of_unread_keys()  # where the model validates in its way
+
+
+def _find_checkpoint(opt: dict[str, Any]) -> Search:
+    """Find the checkpoint set that all ranks go on from, and point the options at its networks and its seed."""
     search = of_first(lambda: find_set(opt))
     found, passed_over = search
     if found is None and passed_over:
@@ -82,8 +99,7 @@ def find_checkpoint(opt: dict[str, Any]) -> Search:
             "resume from; without --auto_resume the run begins anew"
         )
     if found is not None:
-        end = int(opt["train"]["total_iter"])
-        if found.iteration > end:
+        if found.iteration > (end := int(opt["train"]["total_iter"])):
             raise OptionError(
                 f"train.total_iter: {end}, expected at least {found.iteration}, the iteration of {found.file}"
             )
@@ -96,21 +112,22 @@ def find_checkpoint(opt: dict[str, Any]) -> Search:
 class TrainingRun:
     """A run: its loaders, its model and its checkpoints, from a checkpoint set on if there is one, and its loop."""
 
-    def __init__(self, prepared: Prepared, found: CheckpointSet | None, log: RunLog) -> None:
+    def __init__(self, prepared: Prepared, found: CheckpointSet | None, tensorboard: Any) -> None:
         opt = prepared.opt
-        self.opt, self.log, self.model, self.late_reads = opt, log, prepared.model, prepared.late_reads
+        self.opt, self.model, self.late_reads = opt, prepared.model, prepared.late_reads
+        self.logger, self.tensorboard = get_root_logger(), tensorboard
         self.end = int(opt["train"]["total_iter"])
         self.loader = build_train_loader(opt, prepared.datasets["train"])
-        self.val_loaders = build_val_loaders(opt, prepared.datasets)
+        self.val_loaders: list[Any] = build_val_loaders(opt, prepared.datasets)
         self._log_statistics()
         self.guard = guard_of(self.model)
-        run_id = None if found is None or found.identity is None else found.identity.run_id
-        identity = Identity.of(opt, self.loader.num_images, run_id)
-        self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, opt["logger"].get("save_last_n"))
+        earlier, keep = None if found is None else found.identity, opt["logger"].get("save_last_n")
+        identity = Identity.of(opt, self.loader.num_images, None if earlier is None else earlier.run_id)
+        self.store = CheckpointStore(RunFolders.of(opt["path"]), identity, None if keep is None else int(keep))
         self.bad_images_before = self.start = 0
         if found is not None:
             self._resume(found, identity)
-        self.saved = self.start
+        self.saved, self.interruption = self.start, Interruption()
         # TensorBoard gets its figures from `_print`: BasicSR's logger leaves it out for runs of some names.
         # The time that is left is that of one iteration less than it takes.
         changed = {"logger": opt["logger"] | {"use_tb_logger": False}, "train": {"total_iter": self.end + 1}}
@@ -119,24 +136,24 @@ class TrainingRun:
 
     def execute(self) -> None:
         """Train to the end, save and validate; see `train_pipeline` for what is raised."""
-        logger, began, interruption = self.log.logger, time.time(), Interruption()
-        logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
-        with interruption.awaited():
+        began = time.time()
+        self.logger.info(f"Start training from epoch: {self._place(self.start + 1)[0]}, iter: {self.start}")
+        with self.interruption.awaited():
             with closing(self.loader):
                 if self.start and self._is_validated(self.start):
-                    self._validate(self.start, interruption)
-                self._stop_if_asked(self.start, interruption)
-                self._train(interruption)
-            logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
+                    self._validate(self.start)
+                self._stop_if_asked(self.start)
+                self._train()
+            self.logger.info(f"End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - began))}")
             if self.guard.skipped_total:
-                logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
-            logger.info("Save the latest model.")
+                self.logger.warning(f"{self.guard.skipped_total} of {self.end} steps were skipped.")
+            self.logger.info("Save the latest model.")
             self.store.save_latest(self.model, self.end)
             if self.opt.get("val") is not None and not self._is_validated(self.end):
-                self._validate(self.end, interruption)
-            self._stop_if_asked(self.end, interruption)
+                self._validate(self.end)
+            self._stop_if_asked(self.end)
 
-    def _train(self, interruption: Interruption) -> None:
+    def _train(self) -> None:
         save_freq, print_freq = (int(self.opt["logger"][key]) for key in ("save_checkpoint_freq", "print_freq"))
         for iteration in range(self.start + 1, self.end + 1):
             epoch, number = self._place(iteration)
@@ -150,19 +167,19 @@ class TrainingRun:
             if iteration == 1:
                 self.messages.reset_start_time()
             for warning in self.late_reads() if iteration == self.start + 1 else ():
-                self.log.logger.warning(warning)
+                self.logger.warning(warning)
             if iteration % print_freq == 0:
                 self._print(iteration, made)
             if iteration % save_freq == 0 or iteration == self.end:
                 self._save(iteration)
             if self._is_validated(iteration):
-                self._validate(iteration, interruption)
-            self._stop_if_asked(iteration, interruption)
+                self._validate(iteration)
+            self._stop_if_asked(iteration)
             self.data_timer.start()
             self.iter_timer.start()
 
     def _step(self, iteration: int, batch: Mapping[str, Any]) -> bool:
-        """Make a step, and tell whether it was; what draws from a global random state draws at the step's address."""
+        """Make a step, and tell whether it was made; global random states are those of the step's address."""
         seed_random_states(derive_seed(self.opt["manual_seed"], "iteration", iteration, self.opt["rank"]))
         self.model.update_learning_rate(iteration, warmup_iter=self.opt["train"].get("warmup_iter", -1))
         self.model.feed_data(batch)
@@ -189,17 +206,16 @@ class TrainingRun:
         if bad_images := self._bad_images():
             figures["bad_images"] = bad_images
         for name, value in figures.items():
-            if self.log.tensorboard is not None and name not in _MESSAGE_ONLY:
+            if self.tensorboard is not None and name not in _MESSAGE_ONLY:
                 place = f"losses/{name}" if name.startswith("l_") else name  # as BasicSR has them
-                self.log.tensorboard.add_scalar(place, value, iteration)
+                self.tensorboard.add_scalar(place, value, iteration)
         self.messages(figures)
 
     def _bad_images(self) -> int:
-        """Return how many bad images all ranks have met since the run began; all of them call it."""
-        return self.bad_images_before + total(self.loader.skipped)
+        return self.bad_images_before + total(self.loader.skipped)  # of all ranks, since the run began
 
     def _save(self, iteration: int) -> None:
-        self.log.logger.info("Saving models and training states.")
+        self.logger.info("Saving models and training states.")
         extras = {
             "best_metric_results": getattr(self.model, "best_metric_results", {}),
             "guard": self.guard.state(),
@@ -209,16 +225,14 @@ class TrainingRun:
         self.saved = iteration
 
     def _resume(self, found: CheckpointSet, identity: Identity) -> None:
-        logger = self.log.logger
         for remark in identity.remarks_on(found.file.name, found.identity):
-            logger.warning(remark)
+            self.logger.warning(remark)
         try:
             self.model.resume_training(found.state)
         except (AssertionError, KeyError, ValueError) as error:
-            reason = described(error)
             raise BSRError(
-                f"{found.file}: its optimisers and schedules are not those of the options ({reason}), expected the "
-                "options that it was saved with"
+                f"{found.file}: its optimisers and schedules are not those of the options ({described(error)}), "
+                "expected the options that it was saved with"
             ) from error
         if best := found.extras.get("best_metric_results"):
             self.model.best_metric_results = best
@@ -227,34 +241,34 @@ class TrainingRun:
         self.start = found.iteration
         self.store.remove_old(found.iteration)  # where the run was killed before that
         for file in self.store.set_aside_newer(found.iteration):
-            logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
-        logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
+            self.logger.warning(f"The run goes on before it, so {file.name} is what the state of it is called now.")
+        self.logger.info(f"Resuming training from epoch: {found.state['epoch']}, iter: {found.iteration}.")
 
     def _is_validated(self, iteration: int) -> bool:
         return self.opt.get("val") is not None and iteration % int(self.opt["val"]["val_freq"]) == 0
 
-    def _validate(self, iteration: int, interruption: Interruption) -> None:
+    def _validate(self, iteration: int) -> None:
         """Validate; a signal breaks it off, as the run that goes on makes it again: at once, or between images."""
-        tensorboard, save_img = self.log.tensorboard, self.opt["val"]["save_img"]
-
-        def asked() -> bool:
-            return interruption.received is not None
+        arguments = iteration, self.tensorboard, self.opt["val"]["save_img"], self._is_to_stop
 
         def action() -> None:
-            all(validate(self.model, loader, iteration, tensorboard, save_img, asked) for loader in self.val_loaders)
+            all(validate(self.model, loader, *arguments) for loader in self.val_loaders)
 
         if self.opt["dist"]:
             action()
         else:
-            interruption.until_received(action)
+            self.interruption.until_received(action)
 
-    def _stop_if_asked(self, iteration: int, interruption: Interruption) -> None:
-        if not any_rank(interruption.received is not None):
+    def _is_to_stop(self) -> bool:
+        return self.interruption.received is not None
+
+    def _stop_if_asked(self, iteration: int) -> None:
+        if not any_rank(self._is_to_stop()):
             return
         if self.saved != iteration:
             self._save(iteration)
-        received = interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
-        self.log.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
+        received = self.interruption.received or signal.SIGTERM  # the signal may have reached another rank alone
+        self.logger.info(f"Stopped by {signal.Signals(received).name} after iteration {iteration}; it is saved.")
         raise Stopped(received)
 
     def _place(self, iteration: int) -> tuple[int, int]:
@@ -262,7 +276,7 @@ class TrainingRun:
 
     def _log_statistics(self) -> None:
         dataset_opt, per_epoch = self.opt["datasets"]["train"], self.loader.batches_per_epoch
-        self.log.logger.info(
+        self.logger.info(
             "Training statistics:"
             f"\n\tNumber of train images: {self.loader.num_images}"
             f"\n\tDataset enlarge ratio: {dataset_opt.get('dataset_enlarge_ratio', 1)}"
@@ -272,5 +286,4 @@ class TrainingRun:
             f"\n\tTotal epochs: {-(-self.end // per_epoch)}; iters: {self.end}."
         )
         for loader in self.val_loaders:
-            dataset: Any = loader.dataset
-            self.log.logger.info(f"Number of val images/folders in {dataset.opt['name']}: {len(dataset)}")
+            self.logger.info(f"Number of val images/folders in {loader.dataset.opt['name']}: {len(loader.dataset)}")
