@@ -16,7 +16,6 @@ from bsr_plugins.archs.representation_net import ResidualGroup
 
 _TAPS = 3
 _CHANNELS = 3
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,13 @@ class DAConv(nn.Module):
     an activation and a convolution across the channels; and the features scaled per channel by an attention that
     depends on the representation alone.
 
-    Args:
-        shape: See `DAShape`.
+    Shape: features (B, num_feat, H, W) with vectors (B, num_feat), to such features.
     """
 
     def __init__(self, shape: DAShape) -> None:
         super().__init__()
         num_feat, hidden = shape.num_feat, shape.num_feat // shape.reduction
-        self.pad_mode = _PAD_MODES[shape.padding_mode]
+        self.pad_mode = "reflect" if shape.padding_mode == "reflect" else "constant"
         self.kernel = nn.Sequential(
             nn.Linear(num_feat, num_feat, bias=False), shape.act(), nn.Linear(num_feat, num_feat * _TAPS**2, bias=False)
         )
@@ -70,7 +68,6 @@ class DAConv(nn.Module):
         )
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Steer features (B, num_feat, H, W) by vectors (B, num_feat)."""
         kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)
         mixed: Tensor = self.conv(self.act(dynamic_depthwise_conv(x, kernels, self.pad_mode)))
         scaled: Tensor = x * self.attention(representation[:, :, None, None])
@@ -78,11 +75,7 @@ class DAConv(nn.Module):
 
 
 class DAB(nn.Module):
-    """Degradation-aware block: two `DAConv` and two 3×3 convolutions in turn, a residual.
-
-    Args:
-        shape: See `DAShape`.
-    """
+    """Degradation-aware block: two `DAConv` and two 3×3 convolutions in turn, a residual; shapes as in `DAConv`."""
 
     def __init__(self, shape: DAShape) -> None:
         super().__init__()
@@ -92,34 +85,17 @@ class DAB(nn.Module):
         self.conv2 = shape.conv()
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, num_feat), to such features."""
         out = self.act1(self.da_conv1(x, representation))
         out = self.act3(self.da_conv2(self.act2(self.conv1(out)), representation))
         residual: Tensor = self.conv2(out)
         return residual + x
 
 
-class DAG(ResidualGroup):
-    """Degradation-aware group: blocks in a row, a 3×3 convolution, a residual.
-
-    Args:
-        shape: See `DAShape`.
-        num_block: Number of blocks.
-    """
-
-    def __init__(self, shape: DAShape, num_block: int) -> None:
-        super().__init__([DAB(shape) for _ in range(num_block)], shape.conv())
-
-
 class DegradationAwareNet(nn.Module):
     """DASR's SR network, which ReDSR takes over as its generator: a head, groups, sub-pixel upsampling, a residual.
 
-    Args:
-        shape: See `DAShape`.
-        num_group: Groups.
-        num_block: Blocks in each group.
-        upscale: 2, 3 or 4.
-        rgb_range: White's value in the images that come in; DIV2K's mean is taken out on this scale.
+    Shape: images (B, 3, h, w) in [0, rgb_range] with a vector (B, num_feat) for each group, to (B, 3, s·h, s·w).
+    DIV2K's mean is taken out at the beginning and put back at the end.
     """
 
     def __init__(self, shape: DAShape, num_group: int, num_block: int, upscale: int, rgb_range: float) -> None:
@@ -127,13 +103,14 @@ class DegradationAwareNet(nn.Module):
         # The shifts are convolutions, not buffers, because the parameters of the published networks count them.
         self.sub_mean, self.add_mean = _shift(-rgb_range), _shift(rgb_range)
         self.conv_first = nn.Conv2d(_CHANNELS, shape.num_feat, _TAPS, padding=1)
-        self.groups = nn.ModuleList(DAG(shape, num_block) for _ in range(num_group))
+        self.groups = nn.ModuleList(
+            ResidualGroup([DAB(shape) for _ in range(num_block)], shape.conv()) for _ in range(num_group)
+        )
         self.conv_after_body = shape.conv()
         self.upsample = Upsample(upscale, shape.num_feat)
         self.conv_last = nn.Conv2d(shape.num_feat, _CHANNELS, _TAPS, padding=1)
 
     def forward(self, image: Tensor, representations: Sequence[Tensor]) -> Tensor:
-        """Super-resolve images (B, 3, h, w), given a vector (B, num_feat) for each group."""
         shallow = self.conv_first(self.sub_mean(image))
         deep = shallow
         for group, representation in zip(self.groups, representations, strict=True):

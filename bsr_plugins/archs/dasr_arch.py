@@ -37,12 +37,6 @@ class DASR(RepresentationNet):
         upscale: 2, 3 or 4.
         encoder_num_feat: Width of the encoder; the representation has 4 times as many numbers.
         img_range: Factor on the image.
-
-    Attributes:
-        encoder: The `ContrastiveEncoder`.
-
-    Raises:
-        OptionError: An argument is out of its range.
     """
 
     encoder: ContrastiveEncoder
@@ -71,7 +65,6 @@ class DASR(RepresentationNet):
         self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, self.img_range)
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve LR images (B, 3, h, w) with representations (B or 1, 4·encoder_num_feat)."""
         compressed = self.compress(representation).expand(lq.shape[0], -1)
         sr: Tensor = self.generator(lq * self.img_range, [compressed] * self.num_group)
         return sr / self.img_range

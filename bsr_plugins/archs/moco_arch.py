@@ -20,7 +20,6 @@ from bsr_plugins.seeding import generator_at
 from bsr_plugins.whole_batch import gather_batch
 
 _NEGATIVE_SLOPE = 0.1
-_QUEUE_SEED = 0
 _LONGEST_QUEUE = 2**24
 
 
@@ -58,9 +57,6 @@ class MoCo(nn.Module):
         queue: Unit vectors (dim, queue_size). It starts with random ones, as in MoCo, equal in every run.
         queue_ptr: Where the next key goes.
         queue_filled: How many entries are keys and no longer random vectors.
-
-    Raises:
-        OptionError: An argument is out of its range, or the encoder's block is unusable or does not give `dim` numbers.
     """
 
     queue: Tensor
@@ -78,12 +74,19 @@ class MoCo(nn.Module):
         check_channels(dim=dim)
         integer(queue_size, "queue_size", 1, _LONGEST_QUEUE)
         self.momentum = number(momentum, "momentum", 0.0, 1.0)
-        self.key_encoder = _build_encoder({"type": "ContrastiveEncoder"} if encoder is None else encoder, dim)
+        block = {"type": "ContrastiveEncoder"} if encoder is None else encoder
+        self.key_encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "encoder")
+        found = getattr(self.key_encoder, "representation_dim", None)
+        if found is None:
+            expected = "an arch with the attribute representation_dim"
+            raise OptionError(f"encoder.type: {block['type']!r} is no encoder, expected {expected}")
+        if found != dim:
+            raise OptionError(f"dim: {dim}, expected {found}, which is the size that the encoder gives")
         act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
         self.projection_q = nn.Sequential(nn.Linear(dim, dim), act, nn.Linear(dim, dim))
         self.projection_k = copy.deepcopy(self.projection_q).requires_grad_(False)
         self.key_encoder.requires_grad_(False)
-        start = torch.randn(dim, queue_size, generator=generator_at(_QUEUE_SEED, "moco queue"))
+        start = torch.randn(dim, queue_size, generator=generator_at(0, "moco queue"))
         self.register_buffer("queue", F.normalize(start, dim=0))
         self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
@@ -109,20 +112,17 @@ class MoCo(nn.Module):
         """Copy the trained encoder and projection into the key side, parameters and buffers; for a fresh run.
 
         Raises:
-            OptionError: See `check_encoder`.
+            OptionError: The key encoder is not built like this one; the error names `encoder`, the argument of `MoCo`.
         """
         for key_net, net in self._pairs(encoder):
             key_net.load_state_dict(net.state_dict())
 
     @torch.no_grad()
     def update_key_encoder(self, encoder: nn.Module) -> None:
-        """Move each key parameter to `momentum`·key + (1 − `momentum`)·trained.
+        """Move each key parameter to `momentum`·key + (1 − `momentum`)·trained; errors as in `start_from`.
 
         Batch normalisation's running statistics stay as they are: the key encoder's come from its forward passes in
         training mode.
-
-        Raises:
-            OptionError: See `check_encoder`.
         """
         for key_net, net in self._pairs(encoder):
             for key, trained in zip(key_net.parameters(), net.parameters(), strict=True):
@@ -143,7 +143,8 @@ class MoCo(nn.Module):
         """
         gathered = gather_batch(keys.detach()).flatten(0, -2)
         count, size = len(gathered), self.queue.shape[1]
-        self.check_queue(count)
+        if count > size:
+            raise OptionError(f"queue_size: {size}, expected at least {count}, the keys of one step")
         places = (self.queue_ptr + torch.arange(count, device=self.queue.device)) % size
         self.queue.index_copy_(1, places, gathered.T.to(self.queue))
         self.queue_ptr.add_(count).remainder_(size)
@@ -171,12 +172,8 @@ class MoCo(nn.Module):
         hardest = negative.masked_fill(unfilled, float("-inf")).amax(dim=1, keepdim=True)
         return (positive > hardest).to(query).mean() * (self.queue_filled > 0)
 
-    def check_encoder(self, encoder: nn.Module) -> None:
-        """Check that the key encoder is built like the trained one; errors name `encoder`, the argument of `MoCo`.
-
-        Raises:
-            OptionError: It is not.
-        """
+    def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Pair each key network with its trained one, after checking that they are alike."""
         both = self.key_encoder, encoder
         ours, trained = (getattr(net, "img_range", None) for net in both)
         if ours != trained:
@@ -188,34 +185,7 @@ class MoCo(nn.Module):
                 f"encoder: builds another network than the encoder that is trained, expected the same ({trained} "
                 f"parameters, against {ours})"
             )
-
-    def check_queue(self, keys: int) -> None:
-        """Check that the queue holds the keys of one step of all ranks.
-
-        Raises:
-            OptionError: It does not.
-        """
-        if keys > self.queue.shape[1]:
-            raise OptionError(f"queue_size: {self.queue.shape[1]}, expected at least {keys}, the keys of one step")
-
-    def _pairs(self, encoder: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Pair each key network with its trained one, which has to be alike."""
-        self.check_encoder(encoder)
-        return [(self.key_encoder, encoder), (self.projection_k, self.projection_q)]
-
-
-def _build_encoder(block: Mapping[str, Any], dim: int) -> nn.Module:
-    """Build the key encoder and check that it gives `dim` numbers."""
-    encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "encoder")
-    if not hasattr(encoder, "representation_dim"):
-        raise OptionError(
-            f"encoder.type: {block['type']!r} is no encoder, expected an arch with the attribute representation_dim"
-        )
-    if encoder.representation_dim != dim:
-        raise OptionError(
-            f"dim: {dim}, expected {encoder.representation_dim}, which is the size that the encoder gives"
-        )
-    return encoder
+        return [both, (self.projection_k, self.projection_q)]
 
 
 def _to_unit(vectors: Tensor) -> Tensor:

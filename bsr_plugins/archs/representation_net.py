@@ -27,28 +27,20 @@ class RepresentationNet(nn.Module, ABC):
 
     @abstractmethod
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve images whose degradation is known.
+        """Super-resolve LR images (B, C, h, w), RGB in [0, 1], to (B, C, s·h, s·w), not clipped.
 
-        Args:
-            lq: LR images (B, C, h, w), RGB in [0, 1].
-            representation: Representations (B, D), or (1, D) for one degradation shared by the batch.
-
-        Returns:
-            SR images (B, C, s·h, s·w); not clipped.
+        Representations are (B, D), or (1, D) for one degradation shared by the batch.
         """
 
     def forward(
         self, lq: Tensor, return_representation: bool = False, representation: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Super-resolve images.
+        """Super-resolve images; shapes as in `restore`.
 
         Args:
-            lq: LR images (B, C, h, w), RGB in [0, 1].
-            return_representation: Give the representation as well.
-            representation: Representations (B, D) or (1, D) to use; the encoder does not run then.
-
-        Returns:
-            SR images (B, C, s·h, s·w), or these and the representation that was used.
+            lq: LR images.
+            return_representation: Return (SR images, the representation that was used).
+            representation: What to use; the encoder does not run then.
         """
         if representation is None:
             representation = self.encode(lq)
@@ -60,7 +52,7 @@ class ResidualGroup(nn.Module):
     """A group of blocks that a representation steers: blocks in a row, a convolution, a residual.
 
     Args:
-        blocks: Modules that map (features, representation) to features.
+        blocks: Modules that map features (B, num_feat, H, W) and a representation to such features.
         conv: A convolution that keeps channels and size.
     """
 
@@ -70,7 +62,6 @@ class ResidualGroup(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
         out = x
         for block in self.blocks:
             out = block(out, representation)
