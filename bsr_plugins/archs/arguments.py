@@ -38,11 +38,7 @@ def check_img_range(img_range: object) -> float:
 
 
 def channel_means(rgb_mean: object, num_in_ch: int, num_out_ch: int) -> Tensor:
-    """Return the mean of each channel, shape (1, channels, 1, 1); None is a zero, shape (1, 1, 1, 1).
-
-    Raises:
-        OptionError: It is neither None nor a number in [0, 1] for each channel, in and out.
-    """
+    """Return a mean in [0, 1] of each channel, shape (1, channels, 1, 1); None is a zero, shape (1, 1, 1, 1)."""
     if rgb_mean is None:
         return torch.zeros(1, 1, 1, 1)
     if not isinstance(rgb_mean, list | tuple) or not len(rgb_mean) == num_in_ch == num_out_ch:

@@ -32,18 +32,15 @@ class ContrastiveEncoder(nn.Module):
     over all positions. DASR's sees images in [0, 255], which is `img_range: 255`: the first batch normalisation takes
     the factor out, so it matters only for weights that were trained with it.
 
-    Shape: images (B, num_in_ch, h, w), RGB in [0, 1], to representations (B, 4·num_feat). In training mode batch
-    normalisation needs more than one value per channel: a single image must have a side above 4 pixels. It also takes
-    the biases of the convolutions out again, so their gradients are set to 0: Adam would make whole steps of their
-    rounding errors.
+    Shape: images (B, num_in_ch, h, w), RGB in [0, 1], to representations (B, representation_dim), 4·num_feat numbers.
+    In training mode batch normalisation needs more than one value per channel: a single image must have a side above 4
+    pixels. It also takes the biases of the convolutions out again, so their gradients are set to 0: Adam would make
+    whole steps of their rounding errors.
 
     Args:
         num_in_ch: Channels of the image, in [1, 4096].
         num_feat: Width of the first two layers, in [1, 4096]; 64 as published gives a representation of 256.
         img_range: Factor on the image, in [0.001, 65535].
-
-    Attributes:
-        representation_dim: Size of the representation, 4·num_feat.
     """
 
     def __init__(self, num_in_ch: int = 3, num_feat: int = 64, img_range: float = 1.0) -> None:

@@ -20,21 +20,13 @@ _CHANNELS = 3
 
 @dataclass(frozen=True)
 class DAShape:
-    """What the blocks of a network have in common.
+    """What the blocks of a network have in common."""
 
-    Attributes:
-        num_feat: Channels of the features, and size of the vector that steers a block.
-        reduction: The hidden layer of the channel attention has `num_feat // reduction` channels.
-        act: Makes an activation; each place gets a new one, as it may have parameters.
-        mix_taps: Taps of the convolution that mixes the channels after the dynamic one: 1 or 3.
-        padding_mode: Padding of all 3×3 convolutions, the dynamic one too: `zeros` or `reflect`.
-    """
-
-    num_feat: int
-    reduction: int
-    act: Callable[[], nn.Module]
-    mix_taps: int = 1
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    num_feat: int  # channels of the features, and size of the vector that steers a block
+    reduction: int  # the hidden layer of the channel attention has num_feat // reduction channels
+    act: Callable[[], nn.Module]  # each place gets a new activation, as it may have parameters
+    mix_taps: int = 1  # of the convolution that mixes the channels after the dynamic one: 1 or 3
+    padding_mode: Literal["zeros", "reflect"] = "zeros"  # of all 3×3 convolutions, the dynamic one too
 
     def conv(self, taps: int = _TAPS) -> nn.Conv2d:
         """Make a convolution that keeps channels and size."""
@@ -60,12 +52,8 @@ class DAConv(nn.Module):
         )
         self.act = shape.act()
         self.conv = shape.conv(shape.mix_taps)
-        self.attention = nn.Sequential(
-            nn.Conv2d(num_feat, hidden, 1, bias=False),
-            shape.act(),
-            nn.Conv2d(hidden, num_feat, 1, bias=False),
-            nn.Sigmoid(),
-        )
+        squeeze, excite = nn.Conv2d(num_feat, hidden, 1, bias=False), nn.Conv2d(hidden, num_feat, 1, bias=False)
+        self.attention = nn.Sequential(squeeze, shape.act(), excite, nn.Sigmoid())
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
         kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)

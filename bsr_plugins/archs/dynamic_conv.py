@@ -89,8 +89,8 @@ def _convolve(planes: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
 def _correlate(planes: Tensor, grad: Tensor, taps: int, padding_mode: str) -> Tensor:
     """Return the gradient of the kernels, (N, k, k), from the planes and the gradient of the result, (N, H, W)."""
     outside, padding = _pad(planes, taps, padding_mode)
-    shape = (len(planes), 1, taps, taps)
-    weight: Tensor = conv2d_weight(outside[None], shape, grad[None], padding=padding, groups=len(planes))
+    shape, groups = (len(planes), 1, taps, taps), len(planes)
+    weight: Tensor = conv2d_weight(outside[None], shape, grad[None], padding=padding, groups=groups)
     return weight[:, 0]
 
 

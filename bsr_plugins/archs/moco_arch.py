@@ -28,10 +28,10 @@ class MoCo(nn.Module):
     """Key side and queue of contrastive training (MoCo, He et al., CVPR 2020; settings of DASR).
 
     A network for training only, the option file's `network_moco`: the projection head of the queries, a key encoder and
-    key projection that follow the trained ones with momentum, and a queue of past keys. All of it is in the state dict,
-    so a resumed run has the queue it left. DASR's released code loses queue and key encoder, does not gather keys over
-    GPUs and lets the key encoder stand still under data parallelism. Batch normalisation in the encoders sees a rank's
-    part of the batch; the training models let it see all ranks'.
+    key projection that follow the trained ones with momentum, and a queue of past keys. All of it is in the state dict.
+    DASR's released code loses queue and key encoder, does not gather keys over GPUs and lets the key encoder stand
+    still under data parallelism. Batch normalisation in the encoders sees a rank's part of the batch; the training
+    models let it see all ranks'.
 
     The order of a step keeps the queue unchanged for as long as autograd needs it:
 
@@ -92,15 +92,10 @@ class MoCo(nn.Module):
         self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
 
     def forward(self, representation: Tensor, key_lq: Tensor) -> tuple[Tensor, Tensor]:
-        """Project the queries and encode the keys.
+        """Project the trained encoder's representations (B, dim) to queries, and encode key images.
 
-        Args:
-            representation: Representations (B, dim) from the trained encoder.
-            key_lq: LR images with the same degradations, RGB in [0, 1]: one for each query (B, C, h, w), or M (B, M, C,
-                h, w).
-
-        Returns:
-            Queries (B, dim) with gradient, and keys (B, dim) or (B, M, dim) without; unit vectors in float32 at least.
+        Key images have the same degradations, RGB in [0, 1]: one for each query, (B, C, h, w), or M, (B, M, C, h, w).
+        Queries (B, dim) have a gradient, keys (B, dim) or (B, M, dim) none; both are unit vectors in float32 at least.
         """
         query = _to_unit(self.projection_q(representation))
         with torch.no_grad():
@@ -130,16 +125,10 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Put the keys of all ranks into the queue, in the place of the oldest.
+        """Put keys (B, dim) or (B, M, dim), as many on each rank, into the queue, in the place of the oldest.
 
         All ranks get the same queue, which is that of one process with their batches together. The queue wraps around
-        at its end, wherever that falls in the batch.
-
-        Args:
-            keys: Keys (B, dim) or (B, M, dim), as many on each rank.
-
-        Raises:
-            OptionError: There are more keys than places.
+        at its end, wherever that falls in the batch. `OptionError`: there are more keys than places.
         """
         gathered = gather_batch(keys.detach()).flatten(0, -2)
         count, size = len(gathered), self.queue.shape[1]
@@ -152,17 +141,11 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def queue_accuracy(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Measure how often a positive is nearer to its query than every key in the queue.
+        """Measure how often a positive is nearer to its query than every key in the queue, 0-dim, in [0, 1].
 
-        The random vectors of the start do not count: they are nearly orthogonal to anything, so beating them is
-        trivial. Chance is 1 / (1 + `queue_filled`).
-
-        Args:
-            query: Queries (B, dim).
-            keys: Their positives (B, dim) or (B, M, dim), not yet in the queue.
-
-        Returns:
-            Fraction of the (query, positive) pairs, 0-dim, in [0, 1]; 0 while the queue has no keys.
+        Queries are (B, dim), their positives (B, dim) or (B, M, dim), not yet in the queue. The random vectors of the
+        start do not count: they are nearly orthogonal to anything, so beating them is trivial. Chance is
+        1 / (1 + `queue_filled`); without keys in the queue it is 0.
         """
         query = query.to(self.queue)
         with torch.autocast(query.device.type, enabled=False):
@@ -181,10 +164,8 @@ class MoCo(nn.Module):
         our_layout, layout = ([(name, value.shape) for name, value in net.state_dict().items()] for net in both)
         if our_layout != layout:
             ours, trained = (f"{type(net).__name__}, {sum(p.numel() for p in net.parameters()):,}" for net in both)
-            raise OptionError(
-                f"encoder: builds another network than the encoder that is trained, expected the same ({trained} "
-                f"parameters, against {ours})"
-            )
+            expected = f"the same ({trained} parameters, against {ours})"
+            raise OptionError(f"encoder: builds another network than the encoder that is trained, expected {expected}")
         return [both, (self.projection_k, self.projection_q)]
 
 

@@ -20,9 +20,6 @@ from bsr_plugins.registration import register
 _REDUCING = (4, 2, 1)  # taps, stride, padding of the encoder's layers
 _KEEPING = (5, 1, 2)
 _WIDTHS = (1, 1, 2, 2, 4)  # of all its layers but the last, in units of num_feat
-_ORACLE_HIDDEN_LAYERS = 4
-_MOST_TAPS = 255
-_RGB_RANGE = 1.0
 _DEGRADER_BLOCKS = 3
 _TAPS = 3
 _ATTENTION_STD = 0.02
@@ -87,10 +84,10 @@ class OracleEncoder(nn.Module):
 
     def __init__(self, kernel_size: int = 21, num_feat: int = 64, representation_dim: int = 64) -> None:
         super().__init__()
-        if integer(kernel_size, "kernel_size", 1, _MOST_TAPS) % 2 == 0:
+        if integer(kernel_size, "kernel_size", 1, 255) % 2 == 0:
             raise OptionError(f"kernel_size: {kernel_size}, expected an odd number")
         check_channels(num_feat=num_feat, representation_dim=representation_dim)
-        widths = [kernel_size**2, *[num_feat] * _ORACLE_HIDDEN_LAYERS, representation_dim]
+        widths = [kernel_size**2, *[num_feat] * 4, representation_dim]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.PReLU()]
@@ -144,15 +141,12 @@ class ReDSR(RepresentationNet):
         integer(reduction, "reduction", 1, num_feat)
         check_upscale(upscale)
         encoders = {"ReDSREncoder": ReDSREncoder, "OracleEncoder": OracleEncoder}
-        block = {"type": "ReDSREncoder"} if encoder is None else encoder
-        self.encoder = build_from_block(block, encoders, "encoder")
-        dim = self.encoder.representation_dim
+        self.encoder = build_from_block({"type": "ReDSREncoder"} if encoder is None else encoder, encoders, "encoder")
         self.num_feat = num_feat
-        self.compress = nn.Sequential(
-            nn.Linear(dim, num_feat, bias=False), nn.PReLU(), nn.Linear(num_feat, num_group * num_feat)
-        )
+        first = nn.Linear(self.encoder.representation_dim, num_feat, bias=False)
+        self.compress = nn.Sequential(first, nn.PReLU(), nn.Linear(num_feat, num_group * num_feat))
         blocks = DAShape(num_feat, reduction, nn.PReLU)
-        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, _RGB_RANGE)
+        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, rgb_range=1.0)
 
     @property
     def needs_kernel(self) -> bool:
@@ -178,8 +172,7 @@ class ReDSR(RepresentationNet):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Super-resolve images as `RepresentationNet` does, for the oracle encoder with true blur kernels (B, k, k).
 
-        Raises:
-            BSRError: The oracle encoder gets neither kernels nor a representation, or both; or the other gets kernels.
+        `BSRError`: that encoder gets neither kernels nor a representation, or both; or the other encoder gets kernels.
         """
         if kernel is not None:
             if not self.needs_kernel or representation is not None:
@@ -196,9 +189,9 @@ class ReDSRDegrader(nn.Module):
     The paper takes DASR's SR network with a downscaler in the place of the upscaler; this is the released network:
     three degradation-aware blocks at the size of the HR image, with reflected borders and a 3×3 convolution after the
     dynamic one, each steered by its third of what an MLP makes of the representation; then a 3×3 convolution with
-    stride s that widens the features four times, and three that narrow them. It works on images in [0, 1] without a
-    shift by the mean. Released for ×4 alone: every window of the downscaler begins at HR pixel s·i, at the other
-    scales too, for which ×2 needs a pixel of reflected border at the bottom and right.
+    stride s that widens the features four times, and three that narrow them. There is no shift by the mean. Released
+    for ×4 alone: every window of the downscaler begins at HR pixel s·i, at the other scales too, for which ×2 needs a
+    pixel of reflected border at the bottom and right.
 
     Shape: HR images (B, 3, H, W) in [0, 1] with representations (B, representation_dim), to (B, 3, H/s, W/s). `forward`
     raises `BSRError` unless H and W are multiples of s. For training only: 1,237,924 parameters.
@@ -217,10 +210,8 @@ class ReDSRDegrader(nn.Module):
         check_upscale(scale, "scale")
         self.scale, self.num_feat, self.representation_dim = scale, num_feat, representation_dim
         self.expand = nn.Sequential(
-            nn.Linear(representation_dim, num_feat),
-            nn.PReLU(),
-            nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat),
-            nn.PReLU(),
+            *(nn.Linear(representation_dim, num_feat), nn.PReLU()),
+            *(nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat), nn.PReLU()),
         )
         self.head = nn.Sequential(_conv(3, num_feat), nn.PReLU())
         shape = DAShape(num_feat, reduction, nn.PReLU, mix_taps=_TAPS, padding_mode="reflect")

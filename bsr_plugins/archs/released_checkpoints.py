@@ -88,19 +88,7 @@ def _generator(num_block: int) -> _Rows:
 
 
 class _Checkpoint:
-    """A released file, or two of ours, and what such files hold; its names tell the sizes.
-
-    Args:
-        file: The file, for messages.
-        kind: The released code, `ReDSR` or `DASR`.
-        tensors: What the file holds, by the names there.
-        epoch: ReDSR's.
-
-    Attributes:
-        options: Our blocks of options.
-        initial: Tensors of our fresh networks, by our names and in our order.
-        ours: Our name for every released one, in the order of the released file.
-    """
+    """A released file, or two of ours, and what such files hold; the names in it tell the sizes."""
 
     def __init__(self, file: Path, kind: str, tensors: Mapping[str, Any], epoch: int) -> None:
         self.file, self.kind, self.tensors, self.epoch = file, kind, tensors, epoch
@@ -124,11 +112,11 @@ class _Checkpoint:
             rows = _under("G", "net_g", _generator(num_block))
             rows += [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
         archs = dict(iter(ARCH_REGISTRY))
-        self.initial: dict[str, Tensor] = {}
+        self.initial: dict[str, Tensor] = {}  # of our fresh networks, by our names and in our order
         for key, block in self.options.items():
             net = key.replace("network_", "net_")
             self.initial |= _flatten({net: build_from_block(block, archs, key).state_dict()})
-        self.ours = {
+        self.ours = {  # our name for every released one, in the order of the released file
             released + name.removeprefix(ours): name
             for released, ours in rows
             for name in self.initial
@@ -136,11 +124,7 @@ class _Checkpoint:
         }
 
     def fitting(self, expected: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return the tensors by our names.
-
-        `expected` has our name for each tensor that has to be there. `BSRError` says which are missing, unknown or of
-        another shape, or that the images' range is another one.
-        """
+        """Return the tensors by our names, given our name for each tensor that has to be there, and no other."""
         found = {ours: self.tensors[name] for name, ours in expected.items() if name in self.tensors}
         misfits = ((name, _misfit(found[ours], self.initial[ours])) for name, ours in expected.items() if ours in found)
         wrong = {"has misfits:": [f"{name!r} {misfit}" for name, misfit in misfits if misfit]}
@@ -159,15 +143,11 @@ class _Checkpoint:
 
 
 def convert(source: Path, folder: Path, force: bool = False) -> Options:
-    """Convert a released checkpoint into BasicSR's: `net_g.pth`, and `net_degrader.pth` or `net_moco.pth`.
+    """Convert a released file into BasicSR's in a folder: `net_g.pth`, and `net_degrader.pth` or `net_moco.pth`.
 
-    Every tensor is carried over as it is. The released DASR file lacks the key side and the queue of MoCo: here the key
-    side is a copy of the query side, and the queue is a fresh one of MoCo's default size.
-
-    Args:
-        source: The released file; a prefix `module.` of all names is dropped.
-        folder: Folder to write to; it is made if its parent is there.
-        force: Replace files that are there.
+    Every tensor is carried over as it is; a prefix `module.` of all names is dropped. The released DASR file lacks the
+    key side and the queue of MoCo: here the key side is a copy of the query side, and the queue is a fresh one of
+    MoCo's default size. The folder is made if its parent is there; `force` replaces files that are there.
 
     Returns:
         The blocks of options that the files fit: `network_g`, and `network_degrader` or `network_moco`.
@@ -197,11 +177,10 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
     The released ReDSR code knows its degrader for ×4 alone, but tests at other scales without it.
 
     Args:
-        source: Folder of `net_g.pth` and `net_degrader.pth` or `net_moco.pth`; or a file named `net_g…`, e.g.
-            `net_g_latest.pth`, which has the other beside it, `net_degrader_latest.pth`.
+        source: Folder of what `convert` writes; or a file named `net_g…`, e.g. `net_g_latest.pth`, which has the other
+            beside it, `net_degrader_latest.pth`.
         file: The file to write; its folder is made if the parent of that is there.
-        param_key: The weights of `net_g` to take, `params` or `params_ema`; those of the other network are `params`
-            where it has no others.
+        param_key: The weights to take, `params` or `params_ema`; `params` where the other network has no others.
         force: Replace the file if it is there.
 
     Raises:

@@ -13,12 +13,9 @@ class RepresentationNet(nn.Module, ABC):
 
     A subclass sets `encoder` and writes `restore`. Nothing is kept on the module between calls: `forward` gives the
     representation to whoever asks for it. So the network can be wrapped for DDP, compiled and exported as it is.
-
-    Attributes:
-        encoder: Maps LR images (B, C, h, w) to representations (B, D).
     """
 
-    encoder: nn.Module
+    encoder: nn.Module  # LR images (B, C, h, w) to representations (B, D)
 
     def encode(self, lq: Tensor) -> Tensor:
         """Map LR images (B, C, h, w), RGB in [0, 1], to representations (B, D) of their degradations."""
@@ -35,12 +32,9 @@ class RepresentationNet(nn.Module, ABC):
     def forward(
         self, lq: Tensor, return_representation: bool = False, representation: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Super-resolve images; shapes as in `restore`.
+        """Super-resolve images; shapes as in `restore`. The encoder does not run if a representation is given.
 
-        Args:
-            lq: LR images.
-            return_representation: Return (SR images, the representation that was used).
-            representation: What to use; the encoder does not run then.
+        With `return_representation` the result is (SR images, the representation that was used).
         """
         if representation is None:
             representation = self.encode(lq)
@@ -51,9 +45,7 @@ class RepresentationNet(nn.Module, ABC):
 class ResidualGroup(nn.Module):
     """A group of blocks that a representation steers: blocks in a row, a convolution, a residual.
 
-    Args:
-        blocks: Modules that map features (B, num_feat, H, W) and a representation to such features.
-        conv: A convolution that keeps channels and size.
+    Blocks map features (B, num_feat, H, W) and a representation to such features; the convolution keeps their size.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], conv: nn.Module) -> None:

@@ -22,12 +22,9 @@ from bsr_plugins.registration import register
 from bsr_plugins.safe_loading import load_safely
 from bsr_plugins.torch_cache import cached_file, download
 
+# Backbones: torchvision's name, and the least side in pixels of an image that it gives features of.
 NETS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
-"""Backbones: torchvision's name, and the least side in pixels of an image that it gives features of."""
-
 _NAME = "calculate_lpips"
-_GREY_LEVELS = 255.0
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @register(METRIC_REGISTRY)
@@ -83,10 +80,9 @@ def calculate_lpips(
 
 def _device(name: object) -> torch.device:
     if name == "auto":
-        if torch.cuda.is_initialized():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
+        in_use = torch.cuda.is_initialized()
+        return torch.device("cuda", torch.cuda.current_device()) if in_use else torch.device("cpu")
+    if not isinstance(name, str) or re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise OptionError(f"device: {name!r}, expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     count = torch.cuda.device_count()
@@ -106,7 +102,7 @@ def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: 
         raise BSRError(f"{_NAME}: {width}x{height} pixels inside crop_border, expected at least {least} for {net}")
     inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
     rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
-    return rgb[None] / (_GREY_LEVELS / 2) - 1
+    return rgb[None] / 127.5 - 1
 
 
 @cache
