@@ -10,7 +10,6 @@ from bsr_plugins.archs.arguments import check_channels, check_img_range
 from bsr_plugins.registration import register
 
 _LAYERS = ((1, 1), (1, 1), (2, 2), (2, 1), (4, 2), (4, 1))  # width in units of num_feat, stride
-_NEGATIVE_SLOPE = 0.1
 
 
 class _NormalisedConv2d(nn.Conv2d):
@@ -52,7 +51,7 @@ class ContrastiveEncoder(nn.Module):
         for factor, stride in _LAYERS:
             width = factor * num_feat
             conv, norm = _NormalisedConv2d(before, width, 3, stride, 1), nn.BatchNorm2d(width)
-            layers += [conv, norm, nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)]
+            layers += [conv, norm, nn.LeakyReLU(0.1, inplace=True)]
             before = width
         self.features = nn.Sequential(*layers)
         self.representation_dim = before

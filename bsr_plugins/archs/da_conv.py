@@ -58,8 +58,7 @@ class DAConv(nn.Module):
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
         kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)
         mixed: Tensor = self.conv(self.act(dynamic_depthwise_conv(x, kernels, self.pad_mode)))
-        scaled: Tensor = x * self.attention(representation[:, :, None, None])
-        return mixed + scaled
+        return mixed.add(x * self.attention(representation[:, :, None, None]))
 
 
 class DAB(nn.Module):
@@ -75,8 +74,7 @@ class DAB(nn.Module):
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
         out = self.act1(self.da_conv1(x, representation))
         out = self.act3(self.da_conv2(self.act2(self.conv1(out)), representation))
-        residual: Tensor = self.conv2(out)
-        return residual + x
+        return x.add(self.conv2(out))
 
 
 class DegradationAwareNet(nn.Module):

@@ -14,8 +14,6 @@ from bsr_plugins.archs.representation_net import RepresentationNet
 from bsr_plugins.blocks import integer
 from bsr_plugins.registration import register
 
-_NEGATIVE_SLOPE = 0.1
-
 
 @register(ARCH_REGISTRY)
 class DASR(RepresentationNet):
@@ -57,7 +55,7 @@ class DASR(RepresentationNet):
         integer(reduction, "reduction", 1, num_feat)
         check_upscale(upscale)
         self.img_range = check_img_range(img_range)
-        act = partial(nn.LeakyReLU, _NEGATIVE_SLOPE, inplace=True)
+        act = partial(nn.LeakyReLU, 0.1, inplace=True)
         self.num_group = num_group
         self.encoder = ContrastiveEncoder(3, encoder_num_feat, self.img_range)
         self.compress = nn.Sequential(nn.Linear(self.encoder.representation_dim, num_feat, bias=False), act())

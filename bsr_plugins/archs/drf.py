@@ -58,8 +58,7 @@ class DRFB(nn.Module):
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
         out = self.act(self.conv1(self.act(self.fuse1(x, representation))))
-        residual: Tensor = self.conv2(self.act(self.fuse2(out, representation)))
-        return x + residual
+        return x.add(self.conv2(self.act(self.fuse2(out, representation))))
 
 
 class DRFG(ResidualGroup):

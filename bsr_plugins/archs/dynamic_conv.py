@@ -61,7 +61,7 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         planes, kernels = ctx.saved_tensors
-        (grad,) = grads
+        (grad,), taps = grads, kernels.shape[-1]
         for_planes, for_kernels = (
             torch.empty_like(tensor) if needed else None
             for tensor, needed in zip((planes, kernels), ctx.needs_input_grad, strict=False)
@@ -70,7 +70,10 @@ class _DepthwiseConv(torch.autograd.Function):
             if for_planes is not None:
                 for_planes[some] = _spread(grad[some], kernels[some], ctx.padding_mode)
             if for_kernels is not None:
-                for_kernels[some] = _correlate(planes[some], grad[some], kernels.shape[-1], ctx.padding_mode)
+                outside, padding = _pad(planes[some], taps, ctx.padding_mode)
+                shape, result = (len(outside), 1, taps, taps), grad[some][None]
+                found = conv2d_weight(outside[None], shape, result, padding=padding, groups=len(outside))
+                for_kernels[some] = found[:, 0]
         return for_planes, for_kernels, None
 
 
@@ -84,14 +87,6 @@ def _convolve(planes: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
     """Convolve planes (N, H, W) with kernels (N, k, k)."""
     outside, padding = _pad(planes, kernels.shape[-1], padding_mode)
     return F.conv2d(outside[None], kernels[:, None], padding=padding, groups=len(planes))[0]
-
-
-def _correlate(planes: Tensor, grad: Tensor, taps: int, padding_mode: str) -> Tensor:
-    """Return the gradient of the kernels, (N, k, k), from the planes and the gradient of the result, (N, H, W)."""
-    outside, padding = _pad(planes, taps, padding_mode)
-    shape, groups = (len(planes), 1, taps, taps), len(planes)
-    weight: Tensor = conv2d_weight(outside[None], shape, grad[None], padding=padding, groups=groups)
-    return weight[:, 0]
 
 
 def _spread(grad: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:

@@ -19,9 +19,6 @@ from bsr_plugins.registration import register
 from bsr_plugins.seeding import generator_at
 from bsr_plugins.whole_batch import gather_batch
 
-_NEGATIVE_SLOPE = 0.1
-_LONGEST_QUEUE = 2**24
-
 
 @register(ARCH_REGISTRY)
 class MoCo(nn.Module):
@@ -49,30 +46,18 @@ class MoCo(nn.Module):
         dim: Size of the representation and of the keys, in [1, 4096].
         queue_size: Number of keys in the queue, in [1, 16777216]; it need not be a multiple of the batch.
         momentum: Share of its old value that a key parameter keeps at each update, in [0, 1].
-
-    Attributes:
-        projection_q: The trained head: linear, LeakyReLU(0.1), linear, as in DASR.
-        key_encoder: Follows the trained encoder; takes no gradient.
-        projection_k: Follows `projection_q`; takes no gradient.
-        queue: Unit vectors (dim, queue_size). It starts with random ones, as in MoCo, equal in every run.
-        queue_ptr: Where the next key goes.
-        queue_filled: How many entries are keys and no longer random vectors.
     """
 
-    queue: Tensor
-    queue_ptr: Tensor
-    queue_filled: Tensor
+    queue: Tensor  # unit vectors (dim, queue_size), at first random ones as in MoCo, equal in every run
+    queue_ptr: Tensor  # where the next key goes
+    queue_filled: Tensor  # how many entries are keys and no longer random vectors
 
     def __init__(
-        self,
-        encoder: Mapping[str, Any] | None = None,
-        dim: int = 256,
-        queue_size: int = 8192,
-        momentum: float = 0.999,
+        self, encoder: Mapping[str, Any] | None = None, dim: int = 256, queue_size: int = 8192, momentum: float = 0.999
     ) -> None:
         super().__init__()
         check_channels(dim=dim)
-        integer(queue_size, "queue_size", 1, _LONGEST_QUEUE)
+        integer(queue_size, "queue_size", 1, 2**24)
         self.momentum = number(momentum, "momentum", 0.0, 1.0)
         block = {"type": "ContrastiveEncoder"} if encoder is None else encoder
         self.key_encoder: nn.Module = build_from_block(block, dict(iter(ARCH_REGISTRY)), "encoder")
@@ -82,7 +67,7 @@ class MoCo(nn.Module):
             raise OptionError(f"encoder.type: {block['type']!r} is no encoder, expected {expected}")
         if found != dim:
             raise OptionError(f"dim: {dim}, expected {found}, which is the size that the encoder gives")
-        act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
+        act = nn.LeakyReLU(0.1, inplace=True)
         self.projection_q = nn.Sequential(nn.Linear(dim, dim), act, nn.Linear(dim, dim))
         self.projection_k = copy.deepcopy(self.projection_q).requires_grad_(False)
         self.key_encoder.requires_grad_(False)
@@ -97,9 +82,10 @@ class MoCo(nn.Module):
         Key images have the same degradations, RGB in [0, 1]: one for each query, (B, C, h, w), or M, (B, M, C, h, w).
         Queries (B, dim) have a gradient, keys (B, dim) or (B, M, dim) none; both are unit vectors in float32 at least.
         """
-        query = _to_unit(self.projection_q(representation))
+        query = F.normalize(at_least_float32(self.projection_q(representation)), dim=-1)
         with torch.no_grad():
-            keys = _to_unit(self.projection_k(self.key_encoder(key_lq.flatten(0, -4))))
+            keys = self.projection_k(self.key_encoder(key_lq.flatten(0, -4)))
+            keys = F.normalize(at_least_float32(keys), dim=-1)
         return query, keys.reshape(*key_lq.shape[:-3], -1)
 
     @torch.no_grad()
@@ -167,7 +153,3 @@ class MoCo(nn.Module):
             expected = f"the same ({trained} parameters, against {ours})"
             raise OptionError(f"encoder: builds another network than the encoder that is trained, expected {expected}")
         return [both, (self.projection_k, self.projection_q)]
-
-
-def _to_unit(vectors: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(vectors), dim=-1)

@@ -31,8 +31,7 @@ class MultiScaleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         both = F.relu(torch.cat([self.conv3_1(x), self.conv5_1(x)], 1))
         both = F.relu(torch.cat([self.conv3_2(both), self.conv5_2(both)], 1))
-        fused: Tensor = self.fusion(both)
-        return x + fused
+        return x.add(self.fusion(both))
 
 
 @register(ARCH_REGISTRY)
@@ -41,9 +40,8 @@ class MSRN(nn.Module):
 
     MSRN (Li et al., ECCV 2018), as its released network is: a 3×3 head; blocks (`MultiScaleBlock`); the outputs of all
     blocks and of the head, concatenated in this order, through a 1×1 bottleneck and a 3×3; sub-pixel upsampling, ×4 as
-    ×2 twice; a 3×3 tail. All convolutions have a bias, and there is no global residual. (An older network of the same
-    release has no 3×3 after the bottleneck and upsamples in one step.) The released network sees images in [0, 255]
-    less DIV2K's mean; images are in [0, 1] here, and shifted and multiplied inside.
+    ×2 twice; a 3×3 tail. All convolutions have a bias, and there is no global residual. The released network sees
+    images in [0, 255] less DIV2K's mean; images are in [0, 1] here, and shifted and multiplied inside.
 
     Shape: images (B, num_in_ch, h, w) in [0, 1] of any size to (B, num_out_ch, s·h, s·w). Parameters with the defaults
     and three channels: 5,930,307 for ×2, 6,114,947 for ×3, 6,078,019 for ×4. The released network has 24 more: its

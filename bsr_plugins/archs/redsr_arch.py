@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,6 @@ _KEEPING = (5, 1, 2)
 _WIDTHS = (1, 1, 2, 2, 4)  # of all its layers but the last, in units of num_feat
 _DEGRADER_BLOCKS = 3
 _TAPS = 3
-_ATTENTION_STD = 0.02
 
 
 @register(ARCH_REGISTRY)
@@ -39,12 +39,9 @@ class ReDSREncoder(nn.Module):
     Args:
         num_feat: Width of the first two layers, in [1, 4096].
         representation_dim: Size of the representation, C in the paper, in [1, 4096].
-
-    Attributes:
-        smallest_side: The shortest side that an LR image may have.
     """
 
-    smallest_side = 24  # below, reflection at its last layer would need more pixels than there are
+    smallest_side = 24  # of an LR image: below, reflection at its last layer would need more pixels than there are
 
     def __init__(self, num_feat: int = 64, representation_dim: int = 64) -> None:
         super().__init__()
@@ -213,17 +210,18 @@ class ReDSRDegrader(nn.Module):
             *(nn.Linear(representation_dim, num_feat), nn.PReLU()),
             *(nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat), nn.PReLU()),
         )
-        self.head = nn.Sequential(_conv(3, num_feat), nn.PReLU())
+        conv = partial(nn.Conv2d, kernel_size=_TAPS, padding=1, padding_mode="reflect")
+        self.head = nn.Sequential(conv(3, num_feat), nn.PReLU())
         shape = DAShape(num_feat, reduction, nn.PReLU, mix_taps=_TAPS, padding_mode="reflect")
         self.blocks = nn.ModuleList(DAB(shape) for _ in range(_DEGRADER_BLOCKS))
         self.downscale = nn.Sequential(nn.Conv2d(num_feat, 4 * num_feat, _TAPS, stride=scale), nn.PReLU())
         self.tail = nn.Sequential(
-            _conv(4 * num_feat, 2 * num_feat), nn.PReLU(), _conv(2 * num_feat, num_feat), nn.PReLU(), _conv(num_feat, 3)
+            conv(4 * num_feat, 2 * num_feat), nn.PReLU(), conv(2 * num_feat, num_feat), nn.PReLU(), conv(num_feat, 3)
         )
         for name, parameter in self.blocks.named_parameters():
             if ".attention." in name and parameter.dim() == 4:  # a convolution, not an activation
                 # So the attention starts near one half everywhere, as in the released code.
-                nn.init.normal_(parameter, 0.0, _ATTENTION_STD)
+                nn.init.normal_(parameter, 0.0, 0.02)
 
     def forward(self, gt: Tensor, representation: Tensor) -> Tensor:
         height, width = gt.shape[-2:]
@@ -232,12 +230,7 @@ class ReDSRDegrader(nn.Module):
         features = self.head(gt)
         for block, steer in zip(self.blocks, self.expand(representation).split(self.num_feat, dim=1), strict=True):
             features = block(features, steer)
-        missing = max(_TAPS - self.scale, 0)
-        if missing:
-            features = F.pad(features, (0, missing, 0, missing), mode="reflect")
+        if self.scale < _TAPS:
+            features = F.pad(features, (0, _TAPS - self.scale, 0, _TAPS - self.scale), mode="reflect")
         lq: Tensor = self.tail(self.downscale(features))
         return lq
-
-
-def _conv(num_in_ch: int, num_out_ch: int) -> nn.Conv2d:
-    return nn.Conv2d(num_in_ch, num_out_ch, _TAPS, padding=_TAPS // 2, padding_mode="reflect")

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -24,7 +24,6 @@ from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 
-T = TypeVar("T")
 Options = dict[str, dict[str, Any]]
 _Rows = list[tuple[str, str]]  # prefix of released names, of ours; in the order of the released file
 
@@ -35,7 +34,6 @@ _TRIPLING_CHANNELS = 9 * 64  # of the convolution before a pixel shuffle by 3
 _SHIFT_RTOL, _SHIFT_ATOL = 1e-3, 1e-6  # wide enough for weights in half precision
 _NAMED = 5  # so many names make a message; the rest is counted
 _PARTS = ("model_DP_state_dict", "model_RB_state_dict", "model_SRN_state_dict")
-_DATA_PARALLEL = "module."
 
 # Sizes are read from names like these, of either side.
 _BLOCK = re.compile(r"\.(?:body\.\d+\.body|groups\.\d+\.blocks)\.(\d+)\.conv1\.")
@@ -112,10 +110,9 @@ class _Checkpoint:
             rows = _under("G", "net_g", _generator(num_block))
             rows += [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
         archs = dict(iter(ARCH_REGISTRY))
-        self.initial: dict[str, Tensor] = {}  # of our fresh networks, by our names and in our order
-        for key, block in self.options.items():
-            net = key.replace("network_", "net_")
-            self.initial |= _flatten({net: build_from_block(block, archs, key).state_dict()})
+        states = {key: build_from_block(block, archs, key).state_dict() for key, block in self.options.items()}
+        # Of our fresh networks, by our names and in our order.
+        self.initial = _flatten({key.replace("network_", "net_"): state for key, state in states.items()})
         self.ours = {  # our name for every released one, in the order of the released file
             released + name.removeprefix(ours): name
             for released, ours in rows
@@ -132,12 +129,10 @@ class _Checkpoint:
         for name, wanted in self.initial.items():
             value = found.get(name, wanted)
             if "_mean." in name and not torch.allclose(value.to(wanted), wanted, _SHIFT_RTOL, _SHIFT_ATOL):
-                shown, expected_shown = (
-                    ", ".join(f"{number:.4f}" for number in tensor.flatten().tolist()) for tensor in (value, wanted)
-                )
+                ours, theirs = (", ".join(f"{x:.4f}" for x in tensor.flatten().tolist()) for tensor in (wanted, value))
                 raise BSRError(
-                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {shown}, "
-                    f"expected {expected_shown}, which is DIV2K's in [0, {self.white:g}]"
+                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {theirs}, expected "
+                    f"{ours}, which is DIV2K's in [0, {self.white:g}]"
                 )
         return found
 
@@ -223,12 +218,12 @@ def _check_names(
         raise BSRError(f"{file}: {'; '.join(problems)}; expected {expected}")
 
 
-def _flatten(states: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+def _flatten(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
 
 
-def _unflatten(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    states: dict[str, dict[str, T]] = {}
+def _unflatten(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    states: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         states.setdefault(part, {})[rest] = value
@@ -240,8 +235,8 @@ def _is_state(value: object) -> bool:
 
 
 def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
-    shared = all(name.startswith(_DATA_PARALLEL) for name in state)
-    return {name.removeprefix(_DATA_PARALLEL) if shared else name: value for name, value in state.items()}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _read_released(file: Path) -> _Checkpoint:

@@ -57,5 +57,4 @@ class ResidualGroup(nn.Module):
         out = x
         for block in self.blocks:
             out = block(out, representation)
-        residual: Tensor = self.conv(out)
-        return x + residual
+        return x.add(self.conv(out))

@@ -97,8 +97,7 @@ def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: 
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise BSRError(f"{_NAME}: an image of shape {image.shape}, expected three channels in the order {input_order}")
     height, width = (side - 2 * crop_border for side in pixels.shape[:2])
-    _, least = NETS[net]
-    if min(height, width) < least:
+    if min(height, width) < (least := NETS[net][1]):
         raise BSRError(f"{_NAME}: {width}x{height} pixels inside crop_border, expected at least {least} for {net}")
     inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
     rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
