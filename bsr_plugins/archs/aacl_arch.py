@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor
 
-from bsr_plugins.archs.aacl_backbone import BackboneShape, build_backbone
-from bsr_plugins.archs.arguments import (
-    DIV2K_MEAN,
-    channel_means,
-    check_channels,
-    check_depths,
-    check_img_range,
-    check_upscale,
-)
+from bsr_plugins.archs import arguments
+from bsr_plugins.archs.aacl_backbone import BACKBONES, BackboneShape
 from bsr_plugins.archs.contrastive_encoder_arch import ContrastiveEncoder
 from bsr_plugins.archs.representation_net import RepresentationNet
+from bsr_plugins.blocks import build_from_block
+from bsr_plugins.errors import unknown_name
 from bsr_plugins.registration import register
 
 
@@ -46,12 +42,6 @@ class AACLNet(RepresentationNet):
         img_range: Factor on the shifted image.
         rgb_mean: Mean of the images in [0, 1]: a number for each of `num_in_ch` channels, of which `num_out_ch` must
             then be as many; None for no shift. Default: DIV2K's.
-
-    Attributes:
-        encoder: The `ContrastiveEncoder`.
-
-    Raises:
-        OptionError: An argument is out of its range, or the backbone's block cannot be used.
     """
 
     encoder: ContrastiveEncoder
@@ -68,22 +58,27 @@ class AACLNet(RepresentationNet):
         backbone: Mapping[str, Any] | str = "edsr",
         encoder_num_feat: int = 64,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] | None = DIV2K_MEAN,
+        rgb_mean: Sequence[float] | None = arguments.DIV2K_MEAN,
     ) -> None:
         super().__init__()
-        check_channels(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, encoder_num_feat=encoder_num_feat)
-        check_depths(num_group=num_group, num_block=num_block)
-        check_upscale(upscale)
-        self.img_range = check_img_range(img_range)
+        arguments.check_channels(
+            num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat, encoder_num_feat=encoder_num_feat
+        )
+        arguments.check_depths(num_group=num_group, num_block=num_block)
+        arguments.check_upscale(upscale)
+        self.img_range = arguments.check_img_range(img_range)
         # The mean comes from the options, so the state dict does not hold it.
-        self.register_buffer("mean", channel_means(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        self.register_buffer("mean", arguments.channel_means(rgb_mean, num_in_ch, num_out_ch), persistent=False)
         self.encoder = ContrastiveEncoder(num_in_ch, encoder_num_feat)
         dim = self.encoder.representation_dim
         shape = BackboneShape(num_in_ch, num_out_ch, num_feat, num_group, num_block, upscale, dim)
-        self.backbone = build_backbone(backbone, shape)
+        if isinstance(backbone, str):
+            if backbone not in BACKBONES:
+                raise unknown_name("backbone", backbone, BACKBONES)
+            backbone = {"type": backbone}
+        known = {name: partial(kind, shape) for name, kind in BACKBONES.items()}
+        self.backbone = build_from_block(backbone, known, "backbone")
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve LR images (B, num_in_ch, h, w) with representations (B or 1, 4·encoder_num_feat)."""
-        shifted = (lq - self.mean) * self.img_range
-        sr: Tensor = self.backbone(shifted, representation)
+        sr: Tensor = self.backbone((lq - self.mean) * self.img_range, representation)
         return sr / self.img_range + self.mean

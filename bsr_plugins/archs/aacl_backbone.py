@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
-from bsr_plugins.blocks import build_from_block
-from bsr_plugins.errors import unknown_name
 from bsr_plugins.registration import Registry
 
 
@@ -31,12 +27,12 @@ class BackboneShape:
 class AACLBackbone(nn.Module, ABC):
     """The image side of an AACL network: a head, groups in a row with a residual around them, a tail.
 
+    A subclass writes `head` and `tail` and gives the groups. Its constructor takes a `BackboneShape` first; its other
+    arguments are keys of the block `backbone` of the option file. `@BACKBONES.register("name")` registers it.
+
     The encoder and the mean shift are outside. "6x6 fair architecture" is all that AACL's abstract says of the body, so
     its content is our design. Features are maps (B, num_feat, h, w); a Transformer's group turns them into tokens and
     back, as it knows their size.
-
-    A subclass takes a `BackboneShape` first. Its other arguments are keys of the block `backbone` of the option file.
-    It is registered by `@BACKBONES.register("name")`.
 
     Args:
         groups: The body: modules that map (features, representation) to features.
@@ -54,34 +50,17 @@ class AACLBackbone(nn.Module, ABC):
     def tail(self, features: Tensor) -> Tensor:
         """Map features to shifted SR images (B, num_out_ch, s·h, s·w)."""
 
-    def forward(self, image: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve shifted images (B, num_in_ch, h, w) with representations (B or 1, representation_dim)."""
-        shallow = self.head(image)
-        return self.tail(self.body(shallow, representation) + shallow)
-
     def body(self, features: Tensor, representation: Tensor) -> Tensor:
         """Map features through all groups; a subclass may put a layer behind them."""
         for group in self.groups:
             features = group(features, representation)
         return features
 
+    def forward(self, image: Tensor, representation: Tensor) -> Tensor:
+        """Super-resolve shifted images (B, num_in_ch, h, w) with representations (B or 1, representation_dim)."""
+        shallow = self.head(image)
+        return self.tail(self.body(shallow, representation) + shallow)
+
 
 BACKBONES: Registry[Callable[..., AACLBackbone]] = Registry("backbone")
 """What `backbone.type` may name."""
-
-
-def build_backbone(block: Mapping[str, Any] | str, shape: BackboneShape) -> AACLBackbone:
-    """Build a backbone.
-
-    Args:
-        block: `type` names it; the other keys are arguments of its constructor. A name alone stands for `{type: name}`.
-        shape: The sizes.
-
-    Raises:
-        OptionError: The name or a key is unknown, or the backbone refuses an argument (`backbone.KEY: …`).
-    """
-    if isinstance(block, str):
-        if block not in BACKBONES:
-            raise unknown_name("backbone", block, BACKBONES)
-        block = {"type": block}
-    return build_from_block(block, {name: partial(kind, shape) for name, kind in BACKBONES.items()}, "backbone")

@@ -11,11 +11,7 @@ from bsr_plugins.archs.drf import DRFG
 
 @BACKBONES.register("edsr")
 class EDSRBackbone(AACLBackbone):
-    """EDSR's head and tail (Lim et al., CVPRW 2017): a convolution; sub-pixel upsampling and a convolution.
-
-    Args:
-        shape: The sizes.
-    """
+    """EDSR's head and tail (Lim et al., CVPRW 2017): a convolution; sub-pixel upsampling and a convolution."""
 
     def __init__(self, shape: BackboneShape) -> None:
         sizes = shape.representation_dim, shape.num_feat, shape.num_block
@@ -25,11 +21,9 @@ class EDSRBackbone(AACLBackbone):
         self.conv_last = nn.Conv2d(shape.num_feat, shape.num_out_ch, 3, 1, 1)
 
     def head(self, image: Tensor) -> Tensor:
-        """Map shifted images (B, num_in_ch, h, w) to feature maps (B, num_feat, h, w)."""
         features: Tensor = self.conv_first(image)
         return features
 
     def tail(self, features: Tensor) -> Tensor:
-        """Map feature maps (B, num_feat, h, w) to shifted SR images (B, num_out_ch, s·h, s·w)."""
         image: Tensor = self.conv_last(self.upsample(features))
         return image

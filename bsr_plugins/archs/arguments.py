@@ -8,11 +8,10 @@ from torch import Tensor
 from bsr_plugins.blocks import integer, number
 from bsr_plugins.errors import OptionError
 
-UPSCALES = (2, 3, 4)
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+_UPSCALES = (2, 3, 4)
 _MOST_CHANNELS = 4096  # above these, a slip would fill the memory or build for hours
 _MOST_MODULES = 1000
-_LOWEST_IMG_RANGE, _HIGHEST_IMG_RANGE = 1e-3, 65535.0
 
 
 def check_channels(**widths: object) -> None:
@@ -29,26 +28,20 @@ def check_depths(**depths: object) -> None:
 
 def check_upscale(upscale: object, name: str = "upscale") -> None:
     """Raise `OptionError` unless a factor between LR and HR images is 2, 3 or 4."""
-    if not isinstance(upscale, int) or upscale not in UPSCALES:
-        raise OptionError(f"{name}: {upscale!r}, expected one of {', '.join(map(str, UPSCALES))}")
+    if not isinstance(upscale, int) or upscale not in _UPSCALES:
+        raise OptionError(f"{name}: {upscale!r}, expected one of {', '.join(map(str, _UPSCALES))}")
 
 
 def check_img_range(img_range: object) -> float:
     """Return the factor on images in [0, 1]; raise `OptionError` unless it is in [0.001, 65535]."""
-    return number(img_range, "img_range", _LOWEST_IMG_RANGE, _HIGHEST_IMG_RANGE)
+    return number(img_range, "img_range", 1e-3, 65535.0)
 
 
 def channel_means(rgb_mean: object, num_in_ch: int, num_out_ch: int) -> Tensor:
-    """Return the mean of each channel, shape (1, channels, 1, 1); None is a zero, shape (1, 1, 1, 1).
-
-    Raises:
-        OptionError: It is neither None nor a number in [0, 1] for each channel, in and out.
-    """
+    """Return a mean in [0, 1] of each channel, shape (1, channels, 1, 1); None is a zero, shape (1, 1, 1, 1)."""
     if rgb_mean is None:
         return torch.zeros(1, 1, 1, 1)
     if not isinstance(rgb_mean, list | tuple) or not len(rgb_mean) == num_in_ch == num_out_ch:
-        raise OptionError(
-            f"rgb_mean: {rgb_mean!r}, expected a number for each of {num_in_ch} channels in and {num_out_ch} out, "
-            "or null"
-        )
+        expected = f"a number for each of {num_in_ch} channels in and {num_out_ch} out, or null"
+        raise OptionError(f"rgb_mean: {rgb_mean!r}, expected {expected}")
     return torch.tensor([number(mean, "rgb_mean", 0.0, 1.0) for mean in rgb_mean]).view(1, -1, 1, 1)

@@ -16,26 +16,17 @@ from bsr_plugins.archs.representation_net import ResidualGroup
 
 _TAPS = 3
 _CHANNELS = 3
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect"}
 
 
 @dataclass(frozen=True)
 class DAShape:
-    """What the blocks of a network have in common.
+    """What the blocks of a network have in common."""
 
-    Attributes:
-        num_feat: Channels of the features, and size of the vector that steers a block.
-        reduction: The hidden layer of the channel attention has `num_feat // reduction` channels.
-        act: Makes an activation; each place gets a new one, as it may have parameters.
-        mix_taps: Taps of the convolution that mixes the channels after the dynamic one: 1 or 3.
-        padding_mode: Padding of all 3×3 convolutions, the dynamic one too: `zeros` or `reflect`.
-    """
-
-    num_feat: int
-    reduction: int
-    act: Callable[[], nn.Module]
-    mix_taps: int = 1
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    num_feat: int  # channels of the features, and size of the vector that steers a block
+    reduction: int  # the hidden layer of the channel attention has num_feat // reduction channels
+    act: Callable[[], nn.Module]  # each place gets a new activation, as it may have parameters
+    mix_taps: int = 1  # of the convolution that mixes the channels after the dynamic one: 1 or 3
+    padding_mode: Literal["zeros", "reflect"] = "zeros"  # of all 3×3 convolutions, the dynamic one too
 
     def conv(self, taps: int = _TAPS) -> nn.Conv2d:
         """Make a convolution that keeps channels and size."""
@@ -49,40 +40,29 @@ class DAConv(nn.Module):
     an activation and a convolution across the channels; and the features scaled per channel by an attention that
     depends on the representation alone.
 
-    Args:
-        shape: See `DAShape`.
+    Shape: features (B, num_feat, H, W) with vectors (B, num_feat), to such features.
     """
 
     def __init__(self, shape: DAShape) -> None:
         super().__init__()
         num_feat, hidden = shape.num_feat, shape.num_feat // shape.reduction
-        self.pad_mode = _PAD_MODES[shape.padding_mode]
+        self.pad_mode = "reflect" if shape.padding_mode == "reflect" else "constant"
         self.kernel = nn.Sequential(
             nn.Linear(num_feat, num_feat, bias=False), shape.act(), nn.Linear(num_feat, num_feat * _TAPS**2, bias=False)
         )
         self.act = shape.act()
         self.conv = shape.conv(shape.mix_taps)
-        self.attention = nn.Sequential(
-            nn.Conv2d(num_feat, hidden, 1, bias=False),
-            shape.act(),
-            nn.Conv2d(hidden, num_feat, 1, bias=False),
-            nn.Sigmoid(),
-        )
+        squeeze, excite = nn.Conv2d(num_feat, hidden, 1, bias=False), nn.Conv2d(hidden, num_feat, 1, bias=False)
+        self.attention = nn.Sequential(squeeze, shape.act(), excite, nn.Sigmoid())
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Steer features (B, num_feat, H, W) by vectors (B, num_feat)."""
         kernels = self.kernel(representation).view(*x.shape[:2], _TAPS, _TAPS)
         mixed: Tensor = self.conv(self.act(dynamic_depthwise_conv(x, kernels, self.pad_mode)))
-        scaled: Tensor = x * self.attention(representation[:, :, None, None])
-        return mixed + scaled
+        return mixed.add(x * self.attention(representation[:, :, None, None]))
 
 
 class DAB(nn.Module):
-    """Degradation-aware block: two `DAConv` and two 3×3 convolutions in turn, a residual.
-
-    Args:
-        shape: See `DAShape`.
-    """
+    """Degradation-aware block: two `DAConv` and two 3×3 convolutions in turn, a residual; shapes as in `DAConv`."""
 
     def __init__(self, shape: DAShape) -> None:
         super().__init__()
@@ -92,34 +72,16 @@ class DAB(nn.Module):
         self.conv2 = shape.conv()
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, num_feat), to such features."""
         out = self.act1(self.da_conv1(x, representation))
         out = self.act3(self.da_conv2(self.act2(self.conv1(out)), representation))
-        residual: Tensor = self.conv2(out)
-        return residual + x
-
-
-class DAG(ResidualGroup):
-    """Degradation-aware group: blocks in a row, a 3×3 convolution, a residual.
-
-    Args:
-        shape: See `DAShape`.
-        num_block: Number of blocks.
-    """
-
-    def __init__(self, shape: DAShape, num_block: int) -> None:
-        super().__init__([DAB(shape) for _ in range(num_block)], shape.conv())
+        return x.add(self.conv2(out))
 
 
 class DegradationAwareNet(nn.Module):
     """DASR's SR network, which ReDSR takes over as its generator: a head, groups, sub-pixel upsampling, a residual.
 
-    Args:
-        shape: See `DAShape`.
-        num_group: Groups.
-        num_block: Blocks in each group.
-        upscale: 2, 3 or 4.
-        rgb_range: White's value in the images that come in; DIV2K's mean is taken out on this scale.
+    Shape: images (B, 3, h, w) in [0, rgb_range] with a vector (B, num_feat) for each group, to (B, 3, s·h, s·w).
+    DIV2K's mean is taken out at the beginning and put back at the end.
     """
 
     def __init__(self, shape: DAShape, num_group: int, num_block: int, upscale: int, rgb_range: float) -> None:
@@ -127,13 +89,14 @@ class DegradationAwareNet(nn.Module):
         # The shifts are convolutions, not buffers, because the parameters of the published networks count them.
         self.sub_mean, self.add_mean = _shift(-rgb_range), _shift(rgb_range)
         self.conv_first = nn.Conv2d(_CHANNELS, shape.num_feat, _TAPS, padding=1)
-        self.groups = nn.ModuleList(DAG(shape, num_block) for _ in range(num_group))
+        self.groups = nn.ModuleList(
+            ResidualGroup([DAB(shape) for _ in range(num_block)], shape.conv()) for _ in range(num_group)
+        )
         self.conv_after_body = shape.conv()
         self.upsample = Upsample(upscale, shape.num_feat)
         self.conv_last = nn.Conv2d(shape.num_feat, _CHANNELS, _TAPS, padding=1)
 
     def forward(self, image: Tensor, representations: Sequence[Tensor]) -> Tensor:
-        """Super-resolve images (B, 3, h, w), given a vector (B, num_feat) for each group."""
         shallow = self.conv_first(self.sub_mean(image))
         deep = shallow
         for group, representation in zip(self.groups, representations, strict=True):

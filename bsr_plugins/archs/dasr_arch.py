@@ -14,8 +14,6 @@ from bsr_plugins.archs.representation_net import RepresentationNet
 from bsr_plugins.blocks import integer
 from bsr_plugins.registration import register
 
-_NEGATIVE_SLOPE = 0.1
-
 
 @register(ARCH_REGISTRY)
 class DASR(RepresentationNet):
@@ -37,12 +35,6 @@ class DASR(RepresentationNet):
         upscale: 2, 3 or 4.
         encoder_num_feat: Width of the encoder; the representation has 4 times as many numbers.
         img_range: Factor on the image.
-
-    Attributes:
-        encoder: The `ContrastiveEncoder`.
-
-    Raises:
-        OptionError: An argument is out of its range.
     """
 
     encoder: ContrastiveEncoder
@@ -63,7 +55,7 @@ class DASR(RepresentationNet):
         integer(reduction, "reduction", 1, num_feat)
         check_upscale(upscale)
         self.img_range = check_img_range(img_range)
-        act = partial(nn.LeakyReLU, _NEGATIVE_SLOPE, inplace=True)
+        act = partial(nn.LeakyReLU, 0.1, inplace=True)
         self.num_group = num_group
         self.encoder = ContrastiveEncoder(3, encoder_num_feat, self.img_range)
         self.compress = nn.Sequential(nn.Linear(self.encoder.representation_dim, num_feat, bias=False), act())
@@ -71,7 +63,6 @@ class DASR(RepresentationNet):
         self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, self.img_range)
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve LR images (B, 3, h, w) with representations (B or 1, 4·encoder_num_feat)."""
         compressed = self.compress(representation).expand(lq.shape[0], -1)
         sr: Tensor = self.generator(lq * self.img_range, [compressed] * self.num_group)
         return sr / self.img_range

@@ -20,11 +20,7 @@ class DRF(nn.Module):
     and none for tokens, is the block's business.
 
     Shape: feature maps (B, num_feat, H, W) or tokens (B, N, num_feat), with representations (B or 1,
-    representation_dim), to such features.
-
-    Args:
-        representation_dim: Size of the representation.
-        num_feat: Channels of the features.
+    representation_dim), to such features. `forward` raises `BSRError` for other shapes.
     """
 
     def __init__(self, representation_dim: int, num_feat: int) -> None:
@@ -32,11 +28,6 @@ class DRF(nn.Module):
         self.linear = nn.Linear(representation_dim, num_feat, bias=False)
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Scale features by representations.
-
-        Raises:
-            BSRError: The features are neither maps (B, num_feat, H, W) nor tokens (B, N, num_feat).
-        """
         scale = F.leaky_relu(self.linear(representation), _NEGATIVE_SLOPE)
         if x.dim() == 4:
             scale = scale[:, :, None, None]
@@ -54,9 +45,7 @@ class DRFB(nn.Module):
     The order is that of AACL's released module: DRF, LeakyReLU, 3×3 convolution, LeakyReLU, and the same again without
     the last activation, plus the input. The slope 0.1 of these activations is ours, taken from the fusion layer.
 
-    Args:
-        representation_dim: Size of the representation.
-        num_feat: Channels of the feature maps.
+    Shape: feature maps (B, num_feat, H, W) with representations (B or 1, representation_dim), to such maps.
     """
 
     def __init__(self, representation_dim: int, num_feat: int) -> None:
@@ -68,21 +57,14 @@ class DRFB(nn.Module):
         self.act = nn.LeakyReLU(_NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map feature maps (B, num_feat, H, W) and representations (B, representation_dim) to such maps."""
         out = self.act(self.conv1(self.act(self.fuse1(x, representation))))
-        residual: Tensor = self.conv2(self.act(self.fuse2(out, representation)))
-        return x + residual
+        return x.add(self.conv2(self.act(self.fuse2(out, representation))))
 
 
 class DRFG(ResidualGroup):
     """Degradation representation fusion group: DRFBs in a row, a 3×3 convolution, a residual.
 
-    AACL's abstract gives its name, its use (reconstruction) and "6x6"; the content is our design.
-
-    Args:
-        representation_dim: Size of the representation.
-        num_feat: Channels of the feature maps.
-        num_block: Number of DRFBs.
+    AACL's abstract gives its name, its use (reconstruction) and "6x6"; the content is our design. Shapes as in `DRFB`.
     """
 
     def __init__(self, representation_dim: int, num_feat: int, num_block: int = 6) -> None:

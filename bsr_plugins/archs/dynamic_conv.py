@@ -12,7 +12,6 @@ from torch.nn.grad import conv2d_weight
 
 from bsr_plugins.errors import BSRError
 
-_PADDING_MODES = ("constant", "reflect")
 _PIXELS = 2**19  # in the planes of one pass: planes, padded, and result fit in a core's share of the cache
 _PLANES = 16  # a pass has a multiple of these planes, as a vector register holds 16 float32
 
@@ -23,15 +22,12 @@ def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "cons
     The plain way is one `conv2d` with groups = batch × channels, over a padded copy. On a CPU the copies that it makes
     of whole batches cost more than the sums, in the backward pass above all. There this function works in passes over
     few enough planes for the cache, backwards too, and keeps no padded copy; every sum is the same. On other devices,
-    and under a compiler, it is the plain way.
+    and under a compiler, it is the plain way. It is differentiable, twice too, in `x` and `kernels`.
 
     Args:
         x: Features (B, C, H, W).
         kernels: Kernels (B, C, k, k), k odd.
         padding_mode: What is outside, as in `torch.nn.functional.pad`: `constant` (zeros) or `reflect`.
-
-    Returns:
-        Tensor: Features (B, C, H, W); differentiable, twice too, in `x` and `kernels`.
 
     Raises:
         BSRError: The shapes do not fit, k is even, or the padding mode is another.
@@ -40,18 +36,14 @@ def dynamic_depthwise_conv(x: Tensor, kernels: Tensor, padding_mode: str = "cons
     if kernels.shape != (*x.shape[:2], taps, taps) or taps % 2 == 0:
         expected = f"({x.shape[0]}, {x.shape[1]}, k, k), k odd"
         raise BSRError(f"dynamic_depthwise_conv: kernels of shape {tuple(kernels.shape)}, expected {expected}")
-    if padding_mode not in _PADDING_MODES:
-        expected = " or ".join(map(repr, _PADDING_MODES))
-        raise BSRError(f"dynamic_depthwise_conv: padding_mode {padding_mode!r}, expected {expected}")
-    way = _DepthwiseConv.apply if _is_faster_in_passes(x) else _convolve
+    if padding_mode not in ("constant", "reflect"):
+        raise BSRError(f"dynamic_depthwise_conv: padding_mode {padding_mode!r}, expected 'constant' or 'reflect'")
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    in_passes = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not traced
+    way = _DepthwiseConv.apply if in_passes else _convolve
     # The view is made here, as autograd allows no writing into a view that a custom function has made.
     result: Tensor = way(x.flatten(0, 1), kernels.flatten(0, 1), padding_mode).view(x.shape)
     return result
-
-
-def _is_faster_in_passes(x: Tensor) -> bool:
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not traced
 
 
 class _DepthwiseConv(torch.autograd.Function):
@@ -69,7 +61,7 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         planes, kernels = ctx.saved_tensors
-        (grad,) = grads
+        (grad,), taps = grads, kernels.shape[-1]
         for_planes, for_kernels = (
             torch.empty_like(tensor) if needed else None
             for tensor, needed in zip((planes, kernels), ctx.needs_input_grad, strict=False)
@@ -78,7 +70,10 @@ class _DepthwiseConv(torch.autograd.Function):
             if for_planes is not None:
                 for_planes[some] = _spread(grad[some], kernels[some], ctx.padding_mode)
             if for_kernels is not None:
-                for_kernels[some] = _correlate(planes[some], grad[some], kernels.shape[-1], ctx.padding_mode)
+                outside, padding = _pad(planes[some], taps, ctx.padding_mode)
+                shape, result = (len(outside), 1, taps, taps), grad[some][None]
+                found = conv2d_weight(outside[None], shape, result, padding=padding, groups=len(outside))
+                for_kernels[some] = found[:, 0]
         return for_planes, for_kernels, None
 
 
@@ -92,14 +87,6 @@ def _convolve(planes: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:
     """Convolve planes (N, H, W) with kernels (N, k, k)."""
     outside, padding = _pad(planes, kernels.shape[-1], padding_mode)
     return F.conv2d(outside[None], kernels[:, None], padding=padding, groups=len(planes))[0]
-
-
-def _correlate(planes: Tensor, grad: Tensor, taps: int, padding_mode: str) -> Tensor:
-    """Return the gradient of the kernels, (N, k, k), from the planes and the gradient of the result, (N, H, W)."""
-    outside, padding = _pad(planes, taps, padding_mode)
-    shape = (len(planes), 1, taps, taps)
-    weight: Tensor = conv2d_weight(outside[None], shape, grad[None], padding=padding, groups=len(planes))
-    return weight[:, 0]
 
 
 def _spread(grad: Tensor, kernels: Tensor, padding_mode: str) -> Tensor:

@@ -10,22 +10,14 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bsr_plugins.archs.arguments import (
-    DIV2K_MEAN,
-    channel_means,
-    check_channels,
-    check_depths,
-    check_img_range,
-    check_upscale,
-)
+from bsr_plugins.archs import arguments
 from bsr_plugins.registration import register
 
 
 class MultiScaleBlock(nn.Module):
     """Two branches, 3×3 and 5×5, that see each other's features after the first of two convolutions; a residual.
 
-    Args:
-        num_feat: Channels that come in and go out; inside there are up to 4 times as many.
+    Shape: features (B, num_feat, h, w) to such features.
     """
 
     def __init__(self, num_feat: int) -> None:
@@ -37,11 +29,9 @@ class MultiScaleBlock(nn.Module):
         self.fusion = nn.Conv2d(4 * num_feat, num_feat, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features (B, num_feat, h, w) to such features."""
         both = F.relu(torch.cat([self.conv3_1(x), self.conv5_1(x)], 1))
         both = F.relu(torch.cat([self.conv3_2(both), self.conv5_2(both)], 1))
-        fused: Tensor = self.fusion(both)
-        return x + fused
+        return x.add(self.fusion(both))
 
 
 @register(ARCH_REGISTRY)
@@ -50,13 +40,12 @@ class MSRN(nn.Module):
 
     MSRN (Li et al., ECCV 2018), as its released network is: a 3×3 head; blocks (`MultiScaleBlock`); the outputs of all
     blocks and of the head, concatenated in this order, through a 1×1 bottleneck and a 3×3; sub-pixel upsampling, ×4 as
-    ×2 twice; a 3×3 tail. All convolutions have a bias, and there is no global residual. (An older network of the same
-    release has no 3×3 after the bottleneck and upsamples in one step.) The released network sees images in [0, 255]
-    less DIV2K's mean; images are in [0, 1] here, and shifted and multiplied inside.
+    ×2 twice; a 3×3 tail. All convolutions have a bias, and there is no global residual. The released network sees
+    images in [0, 255] less DIV2K's mean; images are in [0, 1] here, and shifted and multiplied inside.
 
-    Shape: images (B, num_in_ch, h, w) of any size to (B, num_out_ch, s·h, s·w). Parameters with the defaults and three
-    channels: 5,930,307 for ×2, 6,114,947 for ×3, 6,078,019 for ×4. The released network has 24 more: its fixed shifts
-    by the mean are convolutions. Here they are none, so that the tail is the last convolution that runs.
+    Shape: images (B, num_in_ch, h, w) in [0, 1] of any size to (B, num_out_ch, s·h, s·w). Parameters with the defaults
+    and three channels: 5,930,307 for ×2, 6,114,947 for ×3, 6,078,019 for ×4. The released network has 24 more: its
+    fixed shifts by the mean are convolutions. Here they are none, so that the tail is the last convolution that runs.
 
     Args:
         num_in_ch: Channels of LR images.
@@ -67,9 +56,6 @@ class MSRN(nn.Module):
         img_range: Factor on the image.
         rgb_mean: Mean of the images in [0, 1], subtracted first and added last: a number for each of `num_in_ch`
             channels, of which `num_out_ch` must then be as many; None for no shift. Default: DIV2K's.
-
-    Raises:
-        OptionError: An argument is out of its range, or the numbers of channels and means do not fit.
     """
 
     mean: Tensor
@@ -82,15 +68,15 @@ class MSRN(nn.Module):
         num_block: int = 8,
         upscale: int = 4,
         img_range: float = 255.0,
-        rgb_mean: Sequence[float] | None = DIV2K_MEAN,
+        rgb_mean: Sequence[float] | None = arguments.DIV2K_MEAN,
     ) -> None:
         super().__init__()
-        check_channels(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat)
-        check_depths(num_block=num_block)
-        check_upscale(upscale)
-        self.img_range = check_img_range(img_range)
+        arguments.check_channels(num_in_ch=num_in_ch, num_out_ch=num_out_ch, num_feat=num_feat)
+        arguments.check_depths(num_block=num_block)
+        arguments.check_upscale(upscale)
+        self.img_range = arguments.check_img_range(img_range)
         # The mean comes from the options, so the state dict does not hold it.
-        self.register_buffer("mean", channel_means(rgb_mean, num_in_ch, num_out_ch), persistent=False)
+        self.register_buffer("mean", arguments.channel_means(rgb_mean, num_in_ch, num_out_ch), persistent=False)
         self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.ModuleList(MultiScaleBlock(num_feat) for _ in range(num_block))
         self.bottleneck = nn.Conv2d((num_block + 1) * num_feat, num_feat, 1)
@@ -99,7 +85,6 @@ class MSRN(nn.Module):
         self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Super-resolve images (B, num_in_ch, h, w) in [0, 1]."""
         mean = self.mean.to(lq)
         shallow = self.conv_first((lq - mean) * self.img_range)
         outputs = [shallow]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,13 +21,8 @@ from bsr_plugins.registration import register
 _REDUCING = (4, 2, 1)  # taps, stride, padding of the encoder's layers
 _KEEPING = (5, 1, 2)
 _WIDTHS = (1, 1, 2, 2, 4)  # of all its layers but the last, in units of num_feat
-_SMALLEST_SIDE = 24  # below, reflection at its last layer would need more pixels than there are
-_ORACLE_HIDDEN_LAYERS = 4
-_MOST_TAPS = 255
-_RGB_RANGE = 1.0
 _DEGRADER_BLOCKS = 3
 _TAPS = 3
-_ATTENTION_STD = 0.02
 
 
 @register(ARCH_REGISTRY)
@@ -38,21 +33,15 @@ class ReDSREncoder(nn.Module):
     network have six, 4×4 with stride 2 and 5×5 with stride 1 in turn, with reflected borders and PReLU, of widths
     64-64-128-128-256-64, and the average over all positions. This is the latter, with 1,580,742 parameters.
 
-    Shape: images (B, 3, h, w), h, w ≥ 24, to representations (B, representation_dim).
+    Shape: images (B, 3, h, w), RGB in [0, 1], h, w ≥ 24, to representations (B, representation_dim). `forward` raises
+    `BSRError` for smaller ones.
 
     Args:
         num_feat: Width of the first two layers, in [1, 4096].
         representation_dim: Size of the representation, C in the paper, in [1, 4096].
-
-    Attributes:
-        representation_dim: Size of the representation.
-        smallest_side: The shortest side that an LR image may have.
-
-    Raises:
-        OptionError: A width is out of its range.
     """
 
-    smallest_side = _SMALLEST_SIDE
+    smallest_side = 24  # of an LR image: below, reflection at its last layer would need more pixels than there are
 
     def __init__(self, num_feat: int = 64, representation_dim: int = 64) -> None:
         super().__init__()
@@ -67,16 +56,10 @@ class ReDSREncoder(nn.Module):
         self.representation_dim = representation_dim
 
     def forward(self, lq: Tensor) -> Tensor:
-        """Map LR images (B, 3, h, w), RGB in [0, 1], to representations (B, representation_dim).
-
-        Raises:
-            BSRError: The images are smaller than 24 pixels.
-        """
-        if min(lq.shape[-2:]) < _SMALLEST_SIDE:
-            raise BSRError(
-                f"ReDSREncoder: LR images of {lq.shape[-2]}x{lq.shape[-1]} pixels, expected sides of at least "
-                f"{_SMALLEST_SIDE}"
-            )
+        height, width = lq.shape[-2:]
+        if min(height, width) < self.smallest_side:
+            expected = f"sides of at least {self.smallest_side}"
+            raise BSRError(f"ReDSREncoder: LR images of {height}x{width} pixels, expected {expected}")
         features: Tensor = self.features(lq)
         return features.mean(dim=(2, 3))
 
@@ -88,23 +71,20 @@ class OracleEncoder(nn.Module):
     The paper says five fully-connected layers; their widths and activations are ours: hidden layers of `num_feat`
     with PReLU.
 
-    Shape: kernels (B, k, k) to representations (B, representation_dim).
+    Shape: kernels (B, k, k) to representations (B, representation_dim). `forward` raises `BSRError` for other sizes.
 
     Args:
         kernel_size: Taps k of the kernels, odd, at most 255.
         num_feat: Width of the hidden layers, in [1, 4096].
         representation_dim: Size of the representation, in [1, 4096].
-
-    Raises:
-        OptionError: A size is out of its range, or k is even.
     """
 
     def __init__(self, kernel_size: int = 21, num_feat: int = 64, representation_dim: int = 64) -> None:
         super().__init__()
-        if integer(kernel_size, "kernel_size", 1, _MOST_TAPS) % 2 == 0:
+        if integer(kernel_size, "kernel_size", 1, 255) % 2 == 0:
             raise OptionError(f"kernel_size: {kernel_size}, expected an odd number")
         check_channels(num_feat=num_feat, representation_dim=representation_dim)
-        widths = [kernel_size**2, *[num_feat] * _ORACLE_HIDDEN_LAYERS, representation_dim]
+        widths = [kernel_size**2, *[num_feat] * 4, representation_dim]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.PReLU()]
@@ -113,18 +93,11 @@ class OracleEncoder(nn.Module):
         self.representation_dim = representation_dim
 
     def forward(self, kernel: Tensor) -> Tensor:
-        """Map blur kernels (B, k, k) to representations (B, representation_dim).
-
-        Raises:
-            BSRError: They are of another size.
-        """
-        if kernel.shape[-2:] != (self.kernel_size, self.kernel_size):
-            raise BSRError(
-                f"OracleEncoder: kernels of {kernel.shape[-2]}x{kernel.shape[-1]} taps, expected {self.kernel_size}x"
-                f"{self.kernel_size}"
-            )
+        size, (height, width) = self.kernel_size, kernel.shape[-2:]
+        if (height, width) != (size, size):
+            raise BSRError(f"OracleEncoder: kernels of {height}x{width} taps, expected {size}x{size}")
         # In units of the uniform kernel, so that the numbers are about 1 whatever the size.
-        representation: Tensor = self.layers(kernel.flatten(1) * self.kernel_size**2)
+        representation: Tensor = self.layers(kernel.flatten(1) * size**2)
         return representation
 
 
@@ -146,12 +119,6 @@ class ReDSR(RepresentationNet):
         upscale: 2, 3 or 4.
         encoder: Block of the encoder: `ReDSREncoder` (default), or `OracleEncoder`, which sees the true blur kernel
             instead of the image (model 9 of Table 2); `forward` needs `kernel` then.
-
-    Attributes:
-        encoder: The encoder.
-
-    Raises:
-        OptionError: An argument is out of its range, or the encoder's block cannot be used.
     """
 
     encoder: ReDSREncoder | OracleEncoder
@@ -171,15 +138,12 @@ class ReDSR(RepresentationNet):
         integer(reduction, "reduction", 1, num_feat)
         check_upscale(upscale)
         encoders = {"ReDSREncoder": ReDSREncoder, "OracleEncoder": OracleEncoder}
-        block = {"type": "ReDSREncoder"} if encoder is None else encoder
-        self.encoder = build_from_block(block, encoders, "encoder")
-        dim = self.encoder.representation_dim
+        self.encoder = build_from_block({"type": "ReDSREncoder"} if encoder is None else encoder, encoders, "encoder")
         self.num_feat = num_feat
-        self.compress = nn.Sequential(
-            nn.Linear(dim, num_feat, bias=False), nn.PReLU(), nn.Linear(num_feat, num_group * num_feat)
-        )
+        first = nn.Linear(self.encoder.representation_dim, num_feat, bias=False)
+        self.compress = nn.Sequential(first, nn.PReLU(), nn.Linear(num_feat, num_group * num_feat))
         blocks = DAShape(num_feat, reduction, nn.PReLU)
-        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, _RGB_RANGE)
+        self.generator = DegradationAwareNet(blocks, num_group, num_block, upscale, rgb_range=1.0)
 
     @property
     def needs_kernel(self) -> bool:
@@ -187,17 +151,11 @@ class ReDSR(RepresentationNet):
         return isinstance(self.encoder, OracleEncoder)
 
     def encode(self, lq: Tensor) -> Tensor:
-        """See `RepresentationNet.encode`.
-
-        Raises:
-            BSRError: The encoder needs blur kernels.
-        """
         if self.needs_kernel:
             raise BSRError("ReDSR: the oracle encoder needs the blur kernel, expected forward(lq, kernel=...)")
         return super().encode(lq)
 
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve LR images (B, 3, h, w) with representations (B or 1, representation_dim)."""
         vectors = self.compress(representation).expand(lq.shape[0], -1).split(self.num_feat, dim=1)
         sr: Tensor = self.generator(lq, vectors)
         return sr
@@ -209,10 +167,9 @@ class ReDSR(RepresentationNet):
         representation: Tensor | None = None,
         kernel: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """See `RepresentationNet.forward`; the oracle encoder also takes `kernel`, true blur kernels (B, k, k).
+        """Super-resolve images as `RepresentationNet` does, for the oracle encoder with true blur kernels (B, k, k).
 
-        Raises:
-            BSRError: The oracle encoder gets neither kernels nor a representation, or both; or the other gets kernels.
+        `BSRError`: that encoder gets neither kernels nor a representation, or both; or the other encoder gets kernels.
         """
         if kernel is not None:
             if not self.needs_kernel or representation is not None:
@@ -229,20 +186,18 @@ class ReDSRDegrader(nn.Module):
     The paper takes DASR's SR network with a downscaler in the place of the upscaler; this is the released network:
     three degradation-aware blocks at the size of the HR image, with reflected borders and a 3×3 convolution after the
     dynamic one, each steered by its third of what an MLP makes of the representation; then a 3×3 convolution with
-    stride s that widens the features four times, and three that narrow them. It works on images in [0, 1] without a
-    shift by the mean. Released for ×4 alone: every window of the downscaler begins at HR pixel s·i, at the other
-    scales too, for which ×2 needs a pixel of reflected border at the bottom and right.
+    stride s that widens the features four times, and three that narrow them. There is no shift by the mean. Released
+    for ×4 alone: every window of the downscaler begins at HR pixel s·i, at the other scales too, for which ×2 needs a
+    pixel of reflected border at the bottom and right.
 
-    For training only: 1,237,924 parameters.
+    Shape: HR images (B, 3, H, W) in [0, 1] with representations (B, representation_dim), to (B, 3, H/s, W/s). `forward`
+    raises `BSRError` unless H and W are multiples of s. For training only: 1,237,924 parameters.
 
     Args:
         num_feat: Channels of the features, and size of what steers a block, in [1, 4096].
         representation_dim: Size of the representation, in [1, 4096].
         reduction: Reduction of the channel attention, at most `num_feat`.
         scale: Factor from HR to LR: 2, 3 or 4; the generator's.
-
-    Raises:
-        OptionError: An argument is out of its range.
     """
 
     def __init__(self, num_feat: int = 64, representation_dim: int = 64, reduction: int = 4, scale: int = 4) -> None:
@@ -252,46 +207,30 @@ class ReDSRDegrader(nn.Module):
         check_upscale(scale, "scale")
         self.scale, self.num_feat, self.representation_dim = scale, num_feat, representation_dim
         self.expand = nn.Sequential(
-            nn.Linear(representation_dim, num_feat),
-            nn.PReLU(),
-            nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat),
-            nn.PReLU(),
+            *(nn.Linear(representation_dim, num_feat), nn.PReLU()),
+            *(nn.Linear(num_feat, _DEGRADER_BLOCKS * num_feat), nn.PReLU()),
         )
-        self.head = nn.Sequential(_conv(3, num_feat), nn.PReLU())
+        conv = partial(nn.Conv2d, kernel_size=_TAPS, padding=1, padding_mode="reflect")
+        self.head = nn.Sequential(conv(3, num_feat), nn.PReLU())
         shape = DAShape(num_feat, reduction, nn.PReLU, mix_taps=_TAPS, padding_mode="reflect")
         self.blocks = nn.ModuleList(DAB(shape) for _ in range(_DEGRADER_BLOCKS))
         self.downscale = nn.Sequential(nn.Conv2d(num_feat, 4 * num_feat, _TAPS, stride=scale), nn.PReLU())
         self.tail = nn.Sequential(
-            _conv(4 * num_feat, 2 * num_feat), nn.PReLU(), _conv(2 * num_feat, num_feat), nn.PReLU(), _conv(num_feat, 3)
+            conv(4 * num_feat, 2 * num_feat), nn.PReLU(), conv(2 * num_feat, num_feat), nn.PReLU(), conv(num_feat, 3)
         )
-        self._start_attention()
+        for name, parameter in self.blocks.named_parameters():
+            if ".attention." in name and parameter.dim() == 4:  # a convolution, not an activation
+                # So the attention starts near one half everywhere, as in the released code.
+                nn.init.normal_(parameter, 0.0, 0.02)
 
     def forward(self, gt: Tensor, representation: Tensor) -> Tensor:
-        """Map HR images (B, 3, H, W) in [0, 1] and representations (B, representation_dim) to (B, 3, H/s, W/s).
-
-        Raises:
-            BSRError: H or W is no multiple of the scale.
-        """
-        if gt.shape[-2] % self.scale or gt.shape[-1] % self.scale:
-            raise BSRError(
-                f"ReDSRDegrader: HR images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected multiples of {self.scale}"
-            )
+        height, width = gt.shape[-2:]
+        if height % self.scale or width % self.scale:
+            raise BSRError(f"ReDSRDegrader: HR images of {height}x{width} pixels, expected multiples of {self.scale}")
         features = self.head(gt)
         for block, steer in zip(self.blocks, self.expand(representation).split(self.num_feat, dim=1), strict=True):
             features = block(features, steer)
-        missing = max(_TAPS - self.scale, 0)
-        if missing:
-            features = F.pad(features, (0, missing, 0, missing), mode="reflect")
+        if self.scale < _TAPS:
+            features = F.pad(features, (0, _TAPS - self.scale, 0, _TAPS - self.scale), mode="reflect")
         lq: Tensor = self.tail(self.downscale(features))
         return lq
-
-    @torch.no_grad()
-    def _start_attention(self) -> None:
-        """Let the channel attention start near one half everywhere, as the released code does."""
-        for name, parameter in self.blocks.named_parameters():
-            if ".attention." in name and parameter.dim() == 4:  # a convolution, not an activation
-                nn.init.normal_(parameter, 0.0, _ATTENTION_STD)
-
-
-def _conv(num_in_ch: int, num_out_ch: int) -> nn.Conv2d:
-    return nn.Conv2d(num_in_ch, num_out_ch, _TAPS, padding=_TAPS // 2, padding_mode="reflect")

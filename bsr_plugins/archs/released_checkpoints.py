@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -24,17 +24,16 @@ from bsr_plugins.blocks import build_from_block, integer
 from bsr_plugins.errors import BSRError
 from bsr_plugins.safe_loading import load_safely
 
-T = TypeVar("T")
 Options = dict[str, dict[str, Any]]
 _Rows = list[tuple[str, str]]  # prefix of released names, of ours; in the order of the released file
 
 PARAM_KEYS = ("params", "params_ema")
+_COMPANIONS = {"ReDSR": "net_degrader", "DASR": "net_moco"}  # our file beside net_g
 _NUM_GROUP = 5
 _TRIPLING_CHANNELS = 9 * 64  # of the convolution before a pixel shuffle by 3
 _SHIFT_RTOL, _SHIFT_ATOL = 1e-3, 1e-6  # wide enough for weights in half precision
 _NAMED = 5  # so many names make a message; the rest is counted
 _PARTS = ("model_DP_state_dict", "model_RB_state_dict", "model_SRN_state_dict")
-_DATA_PARALLEL = "module."
 
 # Sizes are read from names like these, of either side.
 _BLOCK = re.compile(r"\.(?:body\.\d+\.body|groups\.\d+\.blocks)\.(\d+)\.conv1\.")
@@ -86,72 +85,43 @@ def _generator(num_block: int) -> _Rows:
     return [*rows, ("tail.0", "generator.upsample"), ("tail.1", "generator.conv_last")]
 
 
-class _Kind(NamedTuple):
-    """A released code."""
-
-    name: str
-    white: float  # in its images
-    companion: str  # our file beside net_g
-
-    def options(self, num_block: int, upscale: int) -> Options:
-        """Return our blocks of options for these sizes."""
-        network_g = {"type": self.name, "num_block": num_block, "upscale": upscale}
-        if self is _REDSR:
-            return {"network_g": network_g, "network_degrader": {"type": "ReDSRDegrader", "scale": upscale}}
-        encoder = {"type": "ContrastiveEncoder", "img_range": self.white}
-        moco = {"type": "MoCo", "encoder": encoder}
-        return {"network_g": {**network_g, "img_range": self.white}, "network_moco": moco}
-
-    def rows(self, num_block: int) -> _Rows:
-        """Return the prefixes of names for a number of blocks per group."""
-        if self is _DASR:
-            encoder = [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
-            return [*_under("G", "net_g", _generator(num_block)), *encoder]
-        ours = ("net_g", _ENCODER), ("net_degrader", _DEGRADER), ("net_g", _generator(num_block))
-        return [row for part, (net, rows) in zip(_PARTS, ours, strict=True) for row in _under(part, net, rows)]
-
-
-_REDSR = _Kind("ReDSR", 1.0, "net_degrader")
-_DASR = _Kind("DASR", 255.0, "net_moco")
-
-
 class _Checkpoint:
-    """A released file, or two of ours, and what such files hold; its names tell the sizes.
+    """A released file, or two of ours, and what such files hold; the names in it tell the sizes."""
 
-    Args:
-        file: The file, for messages.
-        kind: The code that it is of.
-        tensors: What it holds, by the names there.
-        epoch: ReDSR's.
-
-    Attributes:
-        options: Our blocks of options.
-        initial: Tensors of our fresh networks, by our names and in our order.
-        ours: Our name for every released one, in the order of the released file.
-    """
-
-    def __init__(self, file: Path, kind: _Kind, tensors: Mapping[str, Any], epoch: int | None) -> None:
+    def __init__(self, file: Path, kind: str, tensors: Mapping[str, Any], epoch: int) -> None:
         self.file, self.kind, self.tensors, self.epoch = file, kind, tensors, epoch
         num_block = max(1, len({found[1] for name in tensors if (found := _BLOCK.search(name))}))
-        upscale = _upscale(tensors)
-        self.title = f"the released {kind.name} for ×{upscale} with {num_block} blocks per group"
-        self.options = kind.options(num_block, upscale)
+        # One convolution for ×2, two for ×4, one with more channels for ×3.
+        upsampler = {match[1]: value for name, value in tensors.items() if (match := _UPSAMPLER.search(name))}
+        triples = any(getattr(value, "shape", ())[:1] == (_TRIPLING_CHANNELS,) for value in upsampler.values())
+        upscale = 3 if triples else 2 if len(upsampler) == 1 else 4
+        self.title = f"the released {kind} for ×{upscale} with {num_block} blocks per group"
+        network_g: dict[str, Any] = {"type": kind, "num_block": num_block, "upscale": upscale}
+        if kind == "ReDSR":
+            self.white = 1.0  # in the images
+            degrader = {"type": "ReDSRDegrader", "scale": upscale}
+            self.options: Options = {"network_g": network_g, "network_degrader": degrader}
+            parts = ("net_g", _ENCODER), ("net_degrader", _DEGRADER), ("net_g", _generator(num_block))
+            rows = [row for part, (net, rows) in zip(_PARTS, parts, strict=True) for row in _under(part, net, rows)]
+        else:
+            self.white = network_g["img_range"] = 255.0
+            moco = {"type": "MoCo", "encoder": {"type": "ContrastiveEncoder", "img_range": self.white}}
+            self.options = {"network_g": network_g, "network_moco": moco}
+            rows = _under("G", "net_g", _generator(num_block))
+            rows += [("E.encoder_q.E", "net_g.encoder.features"), ("E.encoder_q.mlp", "net_moco.projection_q")]
         archs = dict(iter(ARCH_REGISTRY))
         states = {key: build_from_block(block, archs, key).state_dict() for key, block in self.options.items()}
+        # Of our fresh networks, by our names and in our order.
         self.initial = _flatten({key.replace("network_", "net_"): state for key, state in states.items()})
-        self.ours = {
+        self.ours = {  # our name for every released one, in the order of the released file
             released + name.removeprefix(ours): name
-            for released, ours in kind.rows(num_block)
+            for released, ours in rows
             for name in self.initial
             if name.startswith(f"{ours}.")
         }
 
     def fitting(self, expected: Mapping[str, str]) -> dict[str, Tensor]:
-        """Return the tensors by our names.
-
-        `expected` has our name for each tensor that has to be there. `BSRError` says which are missing, unknown or of
-        another shape, or that the images' range is another one.
-        """
+        """Return the tensors by our names, given our name for each tensor that has to be there, and no other."""
         found = {ours: self.tensors[name] for name, ours in expected.items() if name in self.tensors}
         misfits = ((name, _misfit(found[ours], self.initial[ours])) for name, ours in expected.items() if ours in found)
         wrong = {"has misfits:": [f"{name!r} {misfit}" for name, misfit in misfits if misfit]}
@@ -159,23 +129,20 @@ class _Checkpoint:
         for name, wanted in self.initial.items():
             value = found.get(name, wanted)
             if "_mean." in name and not torch.allclose(value.to(wanted), wanted, _SHIFT_RTOL, _SHIFT_ATOL):
+                ours, theirs = (", ".join(f"{x:.4f}" for x in tensor.flatten().tolist()) for tensor in (wanted, value))
                 raise BSRError(
-                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {_numbers(value)}, "
-                    f"expected {_numbers(wanted)}, which is DIV2K's in [0, {self.kind.white:g}]"
+                    f"{self.file}: shifts images by another mean, {name.removeprefix('net_g.')} = {theirs}, expected "
+                    f"{ours}, which is DIV2K's in [0, {self.white:g}]"
                 )
         return found
 
 
 def convert(source: Path, folder: Path, force: bool = False) -> Options:
-    """Convert a released checkpoint into BasicSR's: `net_g.pth`, and `net_degrader.pth` or `net_moco.pth`.
+    """Convert a released file into BasicSR's in a folder: `net_g.pth`, and `net_degrader.pth` or `net_moco.pth`.
 
-    Every tensor is carried over as it is. The released DASR file lacks the key side and the queue of MoCo: here the key
-    side is a copy of the query side, and the queue is a fresh one of MoCo's default size.
-
-    Args:
-        source: The released file; a prefix `module.` of all names is dropped.
-        folder: Folder to write to; it is made if its parent is there.
-        force: Replace files that are there.
+    Every tensor is carried over as it is; a prefix `module.` of all names is dropped. The released DASR file lacks the
+    key side and the queue of MoCo: here the key side is a copy of the query side, and the queue is a fresh one of
+    MoCo's default size. The folder is made if its parent is there; `force` replaces files that are there.
 
     Returns:
         The blocks of options that the files fit: `network_g`, and `network_degrader` or `network_moco`.
@@ -191,7 +158,7 @@ def convert(source: Path, folder: Path, force: bool = False) -> Options:
                 found[name] = found[leader + name.removeprefix(follower)].clone()
     networks = _unflatten({name: found.get(name, fresh) for name, fresh in released.initial.items()})
     contents: dict[str, dict[str, Any]] = {f"{name}.pth": {"params": state} for name, state in networks.items()}
-    if released.epoch is not None:
+    if released.kind == "ReDSR":
         contents["net_g.pth"]["epoch"] = released.epoch
     _write(folder, contents, force)
     return released.options
@@ -205,11 +172,10 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
     The released ReDSR code knows its degrader for ×4 alone, but tests at other scales without it.
 
     Args:
-        source: Folder of `net_g.pth` and `net_degrader.pth` or `net_moco.pth`; or a file named `net_g…`, e.g.
-            `net_g_latest.pth`, which has the other beside it, `net_degrader_latest.pth`.
+        source: Folder of what `convert` writes; or a file named `net_g…`, e.g. `net_g_latest.pth`, which has the other
+            beside it, `net_degrader_latest.pth`.
         file: The file to write; its folder is made if the parent of that is there.
-        param_key: The weights of `net_g` to take, `params` or `params_ema`; those of the other network are `params`
-            where it has no others.
+        param_key: The weights to take, `params` or `params_ema`; `params` where the other network has no others.
         force: Replace the file if it is there.
 
     Raises:
@@ -218,16 +184,8 @@ def convert_back(source: Path, file: Path, param_key: str = "params", force: boo
     net = _read_ours(source / "net_g.pth" if source.is_dir() else source, param_key)
     found = net.fitting({ours: ours for ours in net.ours.values()})
     released = {name: found[ours] for name, ours in net.ours.items()}
-    content = {"epoch": net.epoch, **_unflatten(released)} if net.kind is _REDSR else released
+    content = {"epoch": net.epoch, **_unflatten(released)} if net.kind == "ReDSR" else released
     _write(file.parent, {file.name: content}, force)
-
-
-def _upscale(names: Mapping[str, object]) -> int:
-    """Tell the scale by the upsampler: one convolution for ×2, two for ×4, one with more channels for ×3."""
-    found = {match[1]: value for name, value in names.items() if (match := _UPSAMPLER.search(name))}
-    if any(isinstance(value, Tensor) and value.shape[:1] == (_TRIPLING_CHANNELS,) for value in found.values()):
-        return 3
-    return 2 if len(found) == 1 else 4
 
 
 def _misfit(value: object, wanted: Tensor) -> str | None:
@@ -260,16 +218,12 @@ def _check_names(
         raise BSRError(f"{file}: {'; '.join(problems)}; expected {expected}")
 
 
-def _numbers(value: Tensor) -> str:
-    return ", ".join(f"{number:.4f}" for number in value.flatten().tolist())
-
-
-def _flatten(states: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+def _flatten(states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{part}.{name}": value for part, state in states.items() for name, value in state.items()}
 
 
-def _unflatten(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    states: dict[str, dict[str, T]] = {}
+def _unflatten(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    states: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         states.setdefault(part, {})[rest] = value
@@ -281,28 +235,27 @@ def _is_state(value: object) -> bool:
 
 
 def _without_data_parallel(state: Mapping[str, object]) -> dict[str, object]:
-    shared = all(name.startswith(_DATA_PARALLEL) for name in state)
-    return {name.removeprefix(_DATA_PARALLEL) if shared else name: value for name, value in state.items()}
+    prefix = "module." if all(name.startswith("module.") for name in state) else ""
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _read_released(file: Path) -> _Checkpoint:
     content = load_safely(file, str(file))
-    if _is_state(content) and any(part in content for part in _PARTS):
-        return _read_redsr(file, content)
-    tensors = _without_data_parallel(content) if _is_state(content) else {}
-    if any(name.startswith(("G.", "E.")) for name in tensors):
-        return _Checkpoint(file, _DASR, tensors, None)
-    raise BSRError(
-        f"{file}: is no released checkpoint, expected ReDSR's keys (epoch, {', '.join(_PARTS)}) or DASR's (G.…, E.…)"
-    )
-
-
-def _read_redsr(file: Path, content: Mapping[str, Any]) -> _Checkpoint:
+    if not _is_state(content):
+        content = {}
     needed = ("epoch", *_PARTS)
-    wrong = {"has no state dict as": [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]}
-    _check_names(file, content, needed, wrong, f"the keys {', '.join(needed)} of a released ReDSR")
-    epoch = integer(content["epoch"], f"{file}: epoch", 0)
-    return _Checkpoint(file, _REDSR, _flatten({part: _without_data_parallel(content[part]) for part in _PARTS}), epoch)
+    if any(part in content for part in _PARTS):
+        wrong = {"has no state dict as": [repr(part) for part in _PARTS if not _is_state(content.get(part, {}))]}
+        _check_names(file, content, needed, wrong, f"the keys {', '.join(needed)} of a released ReDSR")
+        epoch = integer(content["epoch"], f"{file}: epoch", 0)
+        tensors = _flatten({part: _without_data_parallel(content[part]) for part in _PARTS})
+        return _Checkpoint(file, "ReDSR", tensors, epoch)
+    tensors = _without_data_parallel(content)
+    if any(name.startswith(("G.", "E.")) for name in tensors):
+        return _Checkpoint(file, "DASR", tensors, 0)
+    raise BSRError(
+        f"{file}: is no released checkpoint, expected ReDSR's keys ({', '.join(needed)}) or DASR's (G.…, E.…)"
+    )
 
 
 def _read_ours(file: Path, param_key: str) -> _Checkpoint:
@@ -310,14 +263,15 @@ def _read_ours(file: Path, param_key: str) -> _Checkpoint:
     content, net_g = _load_ours(file, (param_key,))
     if not any(name.startswith("generator.") for name in net_g):
         raise BSRError(f"{file}: holds another network, expected the weights of ReDSR or DASR")
-    kind = _REDSR if "compress.2.weight" in net_g else _DASR
+    kind = "ReDSR" if "compress.2.weight" in net_g else "DASR"
+    companion = _COMPANIONS[kind]
     if not file.name.startswith("net_g"):
-        raise BSRError(f"{file}: expected a name like net_g.pth, so that {kind.companion}.pth is found beside it")
-    other = file.with_name(kind.companion + file.name.removeprefix("net_g"))
+        raise BSRError(f"{file}: expected a name like net_g.pth, so that {companion}.pth is found beside it")
+    other = file.with_name(companion + file.name.removeprefix("net_g"))
     if not other.is_file():
-        raise BSRError(f"{other}: there is no such file, expected it, as a released {kind.name} holds its weights too")
-    _, companion = _load_ours(other, (param_key, "params"))
-    tensors = _flatten({"net_g": net_g, kind.companion: companion})
+        raise BSRError(f"{other}: there is no such file, expected it, as a released {kind} holds its weights too")
+    _, state = _load_ours(other, (param_key, "params"))
+    tensors = _flatten({"net_g": net_g, companion: state})
     carried = {name: value for name, value in tensors.items() if not name.startswith(_OURS_ALONE)}
     return _Checkpoint(file, kind, carried, integer(content.get("epoch", 0), f"{file}: epoch", 0))
 

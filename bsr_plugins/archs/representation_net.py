@@ -13,12 +13,9 @@ class RepresentationNet(nn.Module, ABC):
 
     A subclass sets `encoder` and writes `restore`. Nothing is kept on the module between calls: `forward` gives the
     representation to whoever asks for it. So the network can be wrapped for DDP, compiled and exported as it is.
-
-    Attributes:
-        encoder: Maps LR images (B, C, h, w) to representations (B, D).
     """
 
-    encoder: nn.Module
+    encoder: nn.Module  # LR images (B, C, h, w) to representations (B, D)
 
     def encode(self, lq: Tensor) -> Tensor:
         """Map LR images (B, C, h, w), RGB in [0, 1], to representations (B, D) of their degradations."""
@@ -27,28 +24,17 @@ class RepresentationNet(nn.Module, ABC):
 
     @abstractmethod
     def restore(self, lq: Tensor, representation: Tensor) -> Tensor:
-        """Super-resolve images whose degradation is known.
+        """Super-resolve LR images (B, C, h, w), RGB in [0, 1], to (B, C, s·h, s·w), not clipped.
 
-        Args:
-            lq: LR images (B, C, h, w), RGB in [0, 1].
-            representation: Representations (B, D), or (1, D) for one degradation shared by the batch.
-
-        Returns:
-            SR images (B, C, s·h, s·w); not clipped.
+        Representations are (B, D), or (1, D) for one degradation shared by the batch.
         """
 
     def forward(
         self, lq: Tensor, return_representation: bool = False, representation: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Super-resolve images.
+        """Super-resolve images; shapes as in `restore`. The encoder does not run if a representation is given.
 
-        Args:
-            lq: LR images (B, C, h, w), RGB in [0, 1].
-            return_representation: Give the representation as well.
-            representation: Representations (B, D) or (1, D) to use; the encoder does not run then.
-
-        Returns:
-            SR images (B, C, s·h, s·w), or these and the representation that was used.
+        With `return_representation` the result is (SR images, the representation that was used).
         """
         if representation is None:
             representation = self.encode(lq)
@@ -59,9 +45,7 @@ class RepresentationNet(nn.Module, ABC):
 class ResidualGroup(nn.Module):
     """A group of blocks that a representation steers: blocks in a row, a convolution, a residual.
 
-    Args:
-        blocks: Modules that map (features, representation) to features.
-        conv: A convolution that keeps channels and size.
+    Blocks map features (B, num_feat, H, W) and a representation to such features; the convolution keeps their size.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], conv: nn.Module) -> None:
@@ -70,9 +54,7 @@ class ResidualGroup(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor, representation: Tensor) -> Tensor:
-        """Map features (B, num_feat, H, W), steered by (B, representation_dim), to such features."""
         out = x
         for block in self.blocks:
             out = block(out, representation)
-        residual: Tensor = self.conv(out)
-        return x + residual
+        return x.add(self.conv(out))

@@ -18,20 +18,13 @@ from torch import Tensor, nn
 
 from bsr_plugins.blocks import integer
 from bsr_plugins.errors import BSRError, OptionError, unknown_name
-from bsr_plugins.metrics.checks import METRIC_CHECKS
 from bsr_plugins.registration import register
 from bsr_plugins.safe_loading import load_safely
 from bsr_plugins.torch_cache import cached_file, download
 
+# Backbones: torchvision's name, and the least side in pixels of an image that it gives features of.
 NETS = {"alex": ("alexnet", 31), "vgg": ("vgg16", 16), "squeeze": ("squeezenet1_1", 17)}
-"""Backbones: torchvision's name, and the least side in pixels of an image that it gives features of."""
-
 _NAME = "calculate_lpips"
-_GREY_LEVELS = 255.0
-_INPUT_ORDERS = ("HWC", "CHW")
-_BETTER = "lower"
-_AUTO = "auto"
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 
 @register(METRIC_REGISTRY)
@@ -42,8 +35,8 @@ def calculate_lpips(
     input_order: str = "HWC",
     net: str = "alex",
     backbone_weights: str | None = None,
-    device: str = _AUTO,
-    better: str = _BETTER,
+    device: str = "auto",
+    better: str = "lower",
 ) -> float:
     """Calculate LPIPS (Zhang et al., CVPR 2018), version 0.1 of the `lpips` package; 0 for equal images.
 
@@ -67,61 +60,29 @@ def calculate_lpips(
             CUDA, as a run on a GPU has, else the CPU.
         better: `lower`. Option files have to say so, as BasicSR takes the greatest value for the best otherwise.
 
-    Returns:
-        float: The distance, ≥ 0.
-
     Raises:
         OptionError: An option cannot be used.
         BSRError: The images do not fit, or the backbone's weights are missing or others than they should be.
     """
-    _check(crop_border, input_order, net, better)
+    integer(crop_border, "crop_border", 0)
+    names = {"input_order": (input_order, ("HWC", "CHW")), "net": (net, NETS), "better": (better, ("lower",))}
+    for key, (name, known) in names.items():
+        if not isinstance(name, str) or name not in known:
+            raise unknown_name(key, name, known)
     place = _device(device)
     if img.shape != img2.shape:
         raise BSRError(f"{_NAME}: images of shapes {img.shape} and {img2.shape}, expected equal ones")
     pair = [_prepared(image, crop_border, input_order, net).to(place) for image in (img, img2)]
-    network = _network(net, _weights_file(net, backbone_weights), place)
+    network = _network(net, None if backbone_weights is None else str(backbone_weights), place)
     with torch.inference_mode(), torch.autocast(place.type, enabled=False):
         return float(network(*pair))
 
 
-@METRIC_CHECKS.register(_NAME)
-def check_lpips(
-    crop_border: int,
-    input_order: str = "HWC",
-    net: str = "alex",
-    backbone_weights: str | None = None,
-    device: str = _AUTO,
-    better: str | None = None,
-) -> None:
-    """Check the options of `calculate_lpips` before a run, so that it does not end at its first validation.
-
-    The network is built on the CPU, so a missing or unfit weight file shows as well.
-
-    Raises:
-        OptionError: An option cannot be used.
-        BSRError: The backbone's weights are missing or others than they should be.
-    """
-    if better is None:
-        raise OptionError("better: the key is missing, expected 'lower', as BasicSR assumes 'higher'")
-    _check(crop_border, input_order, net, better)
-    _device(device)
-    _network(net, _weights_file(net, backbone_weights), torch.device("cpu"))
-
-
-def _check(crop_border: object, input_order: object, net: object, better: object) -> None:
-    integer(crop_border, "crop_border", 0)
-    names = {"input_order": (input_order, _INPUT_ORDERS), "net": (net, NETS), "better": (better, (_BETTER,))}
-    for key, (name, known) in names.items():
-        if not isinstance(name, str) or name not in known:
-            raise unknown_name(key, name, known)
-
-
 def _device(name: object) -> torch.device:
-    if name == _AUTO:
-        if torch.cuda.is_initialized():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
+    if name == "auto":
+        in_use = torch.cuda.is_initialized()
+        return torch.device("cuda", torch.cuda.current_device()) if in_use else torch.device("cpu")
+    if not isinstance(name, str) or re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise OptionError(f"device: {name!r}, expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     count = torch.cuda.device_count()
@@ -136,51 +97,39 @@ def _prepared(image: npt.NDArray[Any], crop_border: int, input_order: str, net: 
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise BSRError(f"{_NAME}: an image of shape {image.shape}, expected three channels in the order {input_order}")
     height, width = (side - 2 * crop_border for side in pixels.shape[:2])
-    _, least = NETS[net]
-    if min(height, width) < least:
+    if min(height, width) < (least := NETS[net][1]):
         raise BSRError(f"{_NAME}: {width}x{height} pixels inside crop_border, expected at least {least} for {net}")
     inside = pixels[crop_border : crop_border + height, crop_border : crop_border + width, ::-1]
     rgb = torch.from_numpy(np.ascontiguousarray(inside.transpose(2, 0, 1), dtype=np.float32))
-    return rgb[None] / (_GREY_LEVELS / 2) - 1
-
-
-def _weights_url(net: str) -> str:
-    from torchvision.models import get_model_weights  # not before, as it imports all of torchvision's networks
-
-    url: str = get_model_weights(NETS[net][0]).IMAGENET1K_V1.url
-    return url
-
-
-def _weights_file(net: str, backbone_weights: object) -> Path:
-    return cached_file(_weights_url(net)) if backbone_weights is None else Path(str(backbone_weights)).expanduser()
+    return rgb[None] / 127.5 - 1
 
 
 @cache
-def _network(net: str, weights: Path, device: torch.device) -> nn.Module:
+def _network(net: str, backbone_weights: str | None, device: torch.device) -> nn.Module:
     """Build the metric's network, its backbone with the weights of a file."""
+    from torchvision.models import get_model_weights  # not before, as it imports all of torchvision's networks
+
     try:
         import lpips  # not before: whoever copied this folder into a project may do without it
     except ModuleNotFoundError as error:
         raise BSRError(f"{_NAME}: {error}, expected the package lpips (pip install lpips)") from error
-    if weights == _weights_file(net, None) and not weights.is_file():
+    url: str = get_model_weights(NETS[net][0]).IMAGENET1K_V1.url
+    weights = cached_file(url) if backbone_weights is None else Path(backbone_weights).expanduser()
+    if backbone_weights is None and not weights.is_file():
         wanted = f"the weights of LPIPS's backbone {net}: put that file there, or name a copy with backbone_weights"
-        download(_weights_url(net), f"{weights}: is", wanted)
+        download(url, f"{weights}: is", wanted)
     state = load_safely(weights, f"{weights} (LPIPS backbone {net})")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package asks torchvision for a backbone in a deprecated way
         network: nn.Module = lpips.LPIPS(net=net, version="0.1", pnet_rand=True, verbose=False)
-    _fill(network.get_submodule("net"), state, f"{weights}: is no state dict of LPIPS's backbone {net}")
-    return network.to(device).eval().requires_grad_(False)
-
-
-def _fill(backbone: nn.Module, state: object, complaint: str) -> None:
-    """Put torchvision's weights into the package's backbone, whose keys are `sliceK.` in place of `features.`."""
+    complaint = f"{weights}: is no state dict of LPIPS's backbone {net}"
     if not isinstance(state, Mapping):
         raise BSRError(f"{complaint}, expected a state dict of torchvision's")
+    backbone = network.get_submodule("net")
     chosen: dict[str, Tensor] = {}
     wrong = []
     for name, parameter in backbone.state_dict().items():
-        key = f"features.{name.partition('.')[2]}"
+        key = f"features.{name.partition('.')[2]}"  # in the package it is `sliceK.`
         value = state.get(key)
         if not isinstance(value, Tensor):
             wrong.append(f"{key} is missing")
@@ -190,4 +139,5 @@ def _fill(backbone: nn.Module, state: object, complaint: str) -> None:
             chosen[name] = value
     if wrong:
         raise BSRError(f"{complaint}: {'; '.join(wrong)}")
-    backbone.load_state_dict(chosen, strict=True)
+    backbone.load_state_dict(chosen)
+    return network.to(device).eval().requires_grad_(False)

@@ -19,11 +19,7 @@ def embedding_spread(embeddings: Tensor) -> Tensor:
     and averaged over the dimensions (the collapse test of SimSiam, Chen and He, CVPR 2021). It divides by B and not by
     B − 1, so it never exceeds 1; B embeddings drawn evenly give about √(1 − 1/B).
 
-    Args:
-        embeddings: Embeddings (B, D) of any length.
-
-    Returns:
-        The spread, 0-dim, in [0, 1], in float32 at least.
+    Shape: embeddings (B, D) of any length to 0-dim, in float32 at least.
     """
     unit = F.normalize(at_least_float32(embeddings), dim=1)
     return unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])

@@ -22,9 +22,8 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 from torchvision.models import get_model_weights
 
-from bsr_plugins.blocks import call_with
+from bsr_plugins.blocks import call_with, placed
 from bsr_plugins.errors import OptionError, unknown_name
-from bsr_plugins.metrics import METRIC_CHECKS
 from bsr_plugins.options.datasets import Built
 from bsr_plugins.options.declared import OptionBlock
 from bsr_plugins.options.faults import Faults
@@ -144,8 +143,9 @@ def check_metrics(opt: Mapping[str, Any], model: Any, datasets: Mapping[str, Bui
             continue
         with faults.gathered(*place):
             where = ".".join(place)
-            if block["type"] in METRIC_CHECKS:
-                METRIC_CHECKS[block["type"]](block, where)
+            better = inspect.signature(registered(METRIC_REGISTRY, block["type"])).parameters.get("better")
+            if better is not None and better.default == "lower" and "better" not in block:
+                raise OptionError(f"{where}.better: the key is missing, expected 'lower', as BasicSR assumes 'higher'")
             if isinstance(model, type) and issubclass(model, SRModel):
                 _check_metric(block, where, validated)
 
@@ -213,7 +213,7 @@ def _try(metric: Any, block: Mapping[str, Any], where: str, size: tuple[int, int
     images = {name: draws.integers(0, _LEVELS, (*size, 3), dtype=np.uint8) for name in ("img", "img2") if name in names}
     arguments = {key: value for key, value in block.items() if key != "type"}
     what = f"{where}: {block['type']} on images of {size[1]}x{size[0]}"
-    with warnings.catch_warnings():
+    with placed(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = on_trial(lambda: float(metric(**images, **arguments)), f"{what} cannot be used")
     if math.isnan(result):

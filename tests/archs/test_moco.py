@@ -200,10 +200,9 @@ def test_more_keys_than_places_are_refused_and_nothing_is_written() -> None:
     before = {name: value.clone() for name, value in moco.state_dict().items()}
     with pytest.raises(BSRError, match=r"^queue_size: 7, expected at least 8"):
         moco.enqueue(random_units(8, DIM))
-    moco.check_queue(7)
     expected = r"^network_moco\.queue_size: 7, expected at least 8, the keys of one step$"
     with pytest.raises(OptionError, match=expected), placed("network_moco"):
-        moco.check_queue(8)
+        moco.enqueue(random_units(8, DIM))
     assert all(torch.equal(value, before[name]) for name, value in moco.state_dict().items())
 
 
@@ -325,9 +324,9 @@ def test_bad_options_are_named_in_one_line(options: dict[str, Any], message: str
 def test_an_encoder_for_another_range_is_refused() -> None:
     moco = small_moco(encoder={**ENCODER, "img_range": 255.0})
     fitting: ContrastiveEncoder = seeded(ContrastiveEncoder, num_feat=2, img_range=255.0)
-    moco.check_encoder(fitting)
+    moco.update_key_encoder(fitting)
     expected = r"^encoder\.img_range: 255\.0, expected 1\.0, as in the encoder that is trained$"
-    for use in (moco.check_encoder, moco.start_from, moco.update_key_encoder):
+    for use in (moco.start_from, moco.update_key_encoder):
         with pytest.raises(BSRError, match=expected):
             use(small_encoder())
     lq = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))

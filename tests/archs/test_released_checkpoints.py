@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import pickle
 from collections import OrderedDict
@@ -143,7 +144,7 @@ def test_contrast_goes_on_from_the_released_encoder(tmp_path: Path) -> None:
     network, moco = done.network("g").double(), done.network("moco").double()
     assert isinstance(network, DASR)
     assert isinstance(moco, MoCo)
-    moco.check_encoder(network.encoder)
+    copy.deepcopy(moco).start_from(network.encoder)
     lq = photographs(24, 24)
     with torch.no_grad():
         query, key = moco(network.encode(lq), lq)

@@ -20,10 +20,9 @@ from basicsr.utils.registry import METRIC_REGISTRY
 from skimage import data
 from torch import Tensor, nn
 
-from bsr_plugins.blocks import build_from_block
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.metrics import METRIC_CHECKS, calculate_lpips, lpips_metric
-from bsr_plugins.metrics.lpips_metric import NETS, check_lpips
+from bsr_plugins.metrics import calculate_lpips, lpips_metric
+from bsr_plugins.metrics.lpips_metric import NETS
 
 lpips = pytest.importorskip("lpips", reason="the package lpips is not installed")
 
@@ -127,7 +126,6 @@ def test_basicsr_calls_it_and_nothing_global_moves(alex: tuple[nn.Module, str]) 
     assert isinstance(found, float)
     assert torch.equal(torch.get_rng_state(), state)
     assert METRIC_REGISTRY.get("calculate_lpips") is calculate_lpips
-    assert METRIC_CHECKS["calculate_lpips"] is check_lpips
 
 
 def test_the_network_is_built_once(alex: tuple[nn.Module, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,18 +138,12 @@ def test_the_network_is_built_once(alex: tuple[nn.Module, str], monkeypatch: pyt
         return network
 
     monkeypatch.setattr(lpips, "LPIPS", counted)
-    block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower", "backbone_weights": alex[1]}
-    build_from_block(block, METRIC_CHECKS, "val.metrics.lpips")
     for _ in range(2):
         calculate_lpips(*pair(), 0, backbone_weights=alex[1])
     assert len(built) == 1
 
 
-def test_the_files_are_those_of_torchvision() -> None:
-    assert {net: lpips_metric._weights_file(net, None).name for net in NETS} == FILES
-
-
-@pytest.mark.parametrize("net", ["alex", "squeeze"])
+@pytest.mark.parametrize("net", sorted(NETS))
 def test_torchs_cache_is_looked_into(net: str, hub: Path) -> None:
     network = package_network(net, seed=3)
     hub.mkdir(parents=True)
@@ -186,17 +178,12 @@ def test_without_weights_one_line_says_where_they_belong(
         raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower"}
-    for attempt in (
-        lambda: calculate_lpips(*pair(), 0),
-        lambda: build_from_block(block, METRIC_CHECKS, "val.metrics.lpips"),
-    ):
-        with pytest.raises(BSRError) as caught:
-            attempt()
-        message = str(caught.value)
-        assert message.startswith(f"{hub / FILES['alex']}: is missing, and {URLS['alex']} ")
-        assert message.endswith("put that file there, or name a copy with backbone_weights")
-        assert "\n" not in message
+    with pytest.raises(BSRError) as caught:
+        calculate_lpips(*pair(), 0)
+    message = str(caught.value)
+    assert message.startswith(f"{hub / FILES['alex']}: is missing, and {URLS['alex']} ")
+    assert message.endswith("put that file there, or name a copy with backbone_weights")
+    assert "\n" not in message
 
 
 def test_a_file_with_other_keys_or_shapes_is_refused_by_name(alex: tuple[nn.Module, str], tmp_path: Path) -> None:
@@ -261,18 +248,36 @@ def test_bad_options(option: str, value: Any, message: str, alex: tuple[nn.Modul
     options: dict[str, Any] = {"crop_border": 0, "backbone_weights": alex[1], "better": "lower", option: value}
     with pytest.raises(OptionError, match=rf"^{option}: {re.escape(message)}"):
         calculate_lpips(*pair(), **options)
-    with pytest.raises(OptionError, match=rf"^val\.metrics\.lpips\.{option}: {re.escape(message)}"):
-        build_from_block({"type": "calculate_lpips", **options}, METRIC_CHECKS, "val.metrics.lpips")
 
 
-def test_the_check_names_unknown_and_missing_keys(alex: tuple[nn.Module, str]) -> None:
-    block = {"type": "calculate_lpips", "crop_border": 0, "better": "lower", "backbone_weights": alex[1]}
-    build_from_block(block, METRIC_CHECKS, "val.metrics.lpips")
-    with pytest.raises(OptionError, match=r"^val\.metrics\.lpips\.test_y_channel: unknown key"):
-        build_from_block({**block, "test_y_channel": True}, METRIC_CHECKS, "val.metrics.lpips")
-    for key in ("crop_border", "better"):
-        with pytest.raises(OptionError, match=rf"^val\.metrics\.lpips\.{key}: the key is missing"):
-            build_from_block({k: v for k, v in block.items() if k != key}, METRIC_CHECKS, "val.metrics.lpips")
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        (
+            {"better": None},
+            "val.metrics.lpips.better: the key is missing, expected 'lower', as BasicSR assumes 'higher'",
+        ),
+        ({"better": "higher"}, "val.metrics.lpips.better: unknown name 'higher', expected one of lower"),
+        ({"net": "vgg19"}, "val.metrics.lpips.net: unknown name 'vgg19', expected one of alex, squeeze, vgg"),
+        ({"crop_border": None}, "val.metrics.lpips.crop_border: the key is missing"),
+        ({"crop_border": 40}, "calculate_lpips: 16x16 pixels inside crop_border, expected at least 31 for alex"),
+        ({"test_y_channel": True}, "val.metrics.lpips.test_y_channel: unknown key"),
+        ({"backbone_weights": None}, f"{FILES['alex']}: is missing, and {URLS['alex']} cannot be downloaded"),
+    ],
+)
+def test_a_run_checks_it_before_it_starts(
+    changed: dict[str, Any], message: str | None, alex: tuple[nn.Module, str], aacl_options: Any, in_process: Any
+) -> None:
+    block = {"type": "calculate_lpips", "crop_border": 4, "better": "lower", "backbone_weights": alex[1], **changed}
+    aacl_options["val"]["metrics"] = {"lpips": {key: value for key, value in block.items() if value is not None}}
+    outcome = in_process("train", aacl_options, "--check")
+    if message is None:
+        assert outcome.status == 0, outcome.output
+    else:
+        (line,) = outcome.output.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
 
 
 def test_auto_is_the_cpu_where_cuda_was_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
