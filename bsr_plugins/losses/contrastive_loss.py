@@ -26,9 +26,6 @@ class InfoNCELoss(nn.Module):
     Args:
         loss_weight: Factor on the loss, at least 0.
         temperature: T, above 0; DASR's is 0.07.
-
-    Raises:
-        OptionError: A number is out of its range.
     """
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 0.07) -> None:

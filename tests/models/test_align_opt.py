@@ -168,7 +168,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"dropout": {"p": 1.0}}, {}, r"train\.dropout\.p: 1\.0, expected a number in \[0, 1\)"),
     ({"dropout": {"p": -0.1}}, {}, r"train\.dropout\.p: -0\.1, expected a number in \[0, 1\)"),
     ({"dropout": {"p": "0.5"}}, {}, r"train\.dropout\.p: '0\.5', expected a number"),
-    ({"dropout": {"p": float("nan")}}, {}, r"train\.dropout\.p: nan, expected a number"),
+    ({"dropout": {"p": float("nan")}}, {}, r"train\.dropout\.p: nan, expected a finite number"),
     ({"dropout": {"p": 0.5, "rate": 0.5}}, {}, r"train\.dropout\.rate: unknown key, expected one of p"),
     ({"dropout": {}}, {}, r"train\.dropout\.p: the key is missing"),
     ({"dropout": 0.5}, {}, r"train\.dropout: 0\.5, expected a block of keys, or null"),
