@@ -43,14 +43,9 @@ class AACLModel(ContrastiveModel):
 
     Source: AACL's abstract names ADS, sigma-alignment and the fusion modules; the losses, the phase and how these are
     put together are DASR's, or ours where DASR has no counterpart.
-
-    Raises:
-        OptionError: The blocks do not fit together.
     """
 
     class TrainOptions(ContrastiveModel.TrainOptions):
-        """See `BlindSRModel.TrainOptions`."""
-
         sigma_alignment: SigmaAlignment | None = Field(
             default=None, description="How positives are chosen among the views of an image; null takes the defaults."
         )
@@ -58,7 +53,6 @@ class AACLModel(ContrastiveModel):
     train_options: TrainOptions
 
     def init_training_settings(self) -> None:
-        """Build what only training needs, and check that it fits."""
         super().init_training_settings()
         keep = self.alignment.keep
         line = f"datasets.train.num_views: {self.num_views}, expected at least train.sigma_alignment.keep, which is"
@@ -71,11 +65,9 @@ class AACLModel(ContrastiveModel):
 
     @property
     def keys_per_query(self) -> int:
-        """How many keys each query is contrasted with."""
         return self.alignment.keep - 1
 
     def offers(self, key: str) -> dict[str, str]:
-        """See `BlindSRModel.offers`."""
         return super().offers(key) | same("accepted")
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
@@ -85,7 +77,7 @@ class AACLModel(ContrastiveModel):
             distances = degraded_distance(lq, self.degradation.clean(gt))
             chosen = sigma_align(distances, self.alignment.keep, self.alignment.max_std)
         # In rising order of distance the query would always be the flattest patch.
-        shuffle = self.draw("query", len(lq), self._orders)
+        shuffle = self.draw("query", len(lq), self._ranks).argsort(dim=1)
         views = chosen.indices.gather(1, shuffle.to(self.device))
         rows = torch.arange(len(views), device=self.device)[:, None]
         self.lq, self.gt = lq[rows[:, 0], views[:, 0]], gt[rows[:, 0], views[:, 0]]
@@ -94,10 +86,7 @@ class AACLModel(ContrastiveModel):
         self.figures |= {"align_std": chosen.std.mean(), "align_accepted": chosen.accepted.float().mean()}
 
     def contrast(self, representation: Tensor) -> dict[str, Tensor]:
-        """See `ContrastiveModel.contrast`; and whether a set is aligned well enough to count."""
         return super().contrast(representation) | {"accepted": self.accepted}
 
-    def _orders(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw an order of the kept views for so many samples, (count, m)."""
-        ranks = torch.rand(count, self.alignment.keep, generator=generator, dtype=torch.float32)
-        return ranks.argsort(dim=1)
+    def _ranks(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, self.alignment.keep, generator=generator, dtype=torch.float32)

@@ -21,7 +21,6 @@ from bsr_plugins.blocks import build_from_block
 from bsr_plugins.data.patches import calibration_patches
 from bsr_plugins.degradations import Degradation, build_degradation
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.models.dropout import ChannelDropout
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.step_guard import StepGuard, StepGuardOptions
 from bsr_plugins.models.step_losses import GENERATOR, build_losses, grey_images, same
@@ -34,12 +33,22 @@ _TRIAL_SIDE = 48  # of LR images where the options do not say it
 Block = TypeVar("Block", bound=OptionBlock)
 
 
-class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
-    """The parts of a `BlindSRModel`, and how they are checked.
+class ChannelDropout(OptionBlock):
+    """Dropout of whole channels of the features before the last convolution, which Simple-Align is compared with.
 
-    All is checked while the model is built, with the networks and losses themselves, and before anything slow is done.
-    Options that cannot be used are raised together, as far as they do not depend on each other.
+    Source: Kong et al., CVPR 2022, "Reflash Dropout in Image Super-Resolution".
     """
+
+    p: float = Field(
+        ge=0,
+        lt=1,
+        description="Probability that a channel of an image is zero; the others are divided by 1 - p. Simple-Align's "
+        "is 0.7 for SRResNet and 0.5 for RRDB, MSRN and SwinIR.",
+    )
+
+
+class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
+    """The parts of a `BlindSRModel`, checked while they are built; faults are raised together where they can be."""
 
     class Options(OptionBlock):
         """Keys at the top of the option file."""
@@ -66,7 +75,11 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     restores_every_view = True  # and not one view of each sample alone
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        check_device(opt)
+        if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+            raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
+        if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
+            line = f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch"
+            raise OptionError(line)
         self._faults: list[str] = []
         self.options = _read_own(type(self).Options, opt, "")
         try:
@@ -76,10 +89,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self._raise_faults()
 
     def init_training_settings(self) -> None:
-        """Build what only training needs: degradation, networks, losses, EMA copy, optimiser and schedulers.
-
-        A method's model checks after it, by `expect`, what it wants of them.
-        """
+        """Build what only training needs; a method's model checks after it, by `expect`, what it wants of that."""
         self.net_g.train()
         train_opt = self.opt["train"]
         self.train_options = _read_own(type(self).TrainOptions, train_opt, "train")
@@ -97,10 +107,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.setup_schedulers()
 
     def expect(self, fits: bool, line: str) -> None:
-        """Say, while the model is built, whether its blocks fit, and the line of the error if they do not.
-
-        Of several lines about one key, the first is raised.
-        """
+        """Say, while the model is built, whether its blocks fit; if not, the first `line` about a key is raised."""
         if not fits and line.partition(":")[0] not in {fault.partition(":")[0] for fault in self._faults}:
             self._faults.append(line)
 
@@ -109,7 +116,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             raise OptionError(*self._faults)
 
     def offers(self, key: str) -> dict[str, str]:  # noqa: ARG002  (a method's step may offer a block other things)
-        """Return what a step offers to the loss `train.KEY`: names of parameters, and the quantity for each."""
+        """Return what a step offers to the loss `train.KEY`: parameters of `forward`, and the quantity for each."""
         images = {"pred": "sr", "sr": "sr", "x": "sr", "target": "gt", "gt": "gt", "lq": "lq"}
         return images | same("representation", "features", "paired_features", "views", GENERATOR)
 
@@ -118,7 +125,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         return [key for key, loss in self.losses.items() if not loss.quantities.isdisjoint(quantities)]
 
     def require_loss(self, key: str, quantity: str, example: str) -> None:
-        """Expect a loss that wants a quantity: that of `train.KEY`, as a rule."""
+        """Expect a loss that wants a quantity, as a rule that of `train.KEY`."""
         if self.wanted(quantity):
             return
         name = type(self).__name__
@@ -211,23 +218,17 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         return wrapped
 
     def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Check that a bare network for training fits `network_g`, and let it start; here all do.
-
-        Its checkpoint, if there is one, is loaded afterwards.
-        """
+        """Check that a bare network for training fits `network_g`, and let it start; its checkpoint is loaded after."""
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Put a network on the device and wrap it; in training by several processes its batch normalisation is theirs.
-
-        With statistics of its part alone, each rank would train another network; see `synchronised`.
-        """
+        """Put a network on the device and wrap it; its batch normalisation is that of all ranks in training."""
         if self.is_train and self.opt["dist"]:
             net = synchronised(net, self.device)
         wrapped: nn.Module = super().model_to_device(net)
         return wrapped
 
     def setup_optimizers(self) -> None:
-        """Set up one optimiser, `train.optim_g`, over `network_g` and the networks for training."""
+        """Set up one optimiser, `train.optim_g`, over all networks."""
         networks = (self.net_g, *self.training_networks.values())
         parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
         settings = {key: value for key, value in self.opt["train"]["optim_g"].items() if key != "type"}
@@ -235,7 +236,6 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.optimizers.append(self.optimizer_g)
 
     def _make_average(self) -> None:
-        """Make the EMA copy of `network_g`, as `SRModel` does."""
         self.ema_decay = self.opt["train"].get("ema_decay", 0)
         if self.ema_decay <= 0:
             return
@@ -249,22 +249,18 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.net_g_ema.eval()
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the EMA copy's parameters towards `network_g`, and copy its buffers."""
         super().model_ema(decay)
         buffers = dict(self.bare_net_g.named_buffers())
         for name, buffer in self.net_g_ema.named_buffers():
             buffer.copy_(buffers[name])
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save `network_g`, the networks for training and the training state."""
         for name, network in self.training_networks.items():
             self.save_network(network, f"net_{name}", current_iter)
         super().save(epoch, current_iter)
 
     def calibrate(self) -> None:
-        """Read what the run has measured for adaptive sampling, or measure it on training images and save it.
-
-        The first step does it: the run has its folder by then, and options that are only checked cost no measuring.
+        """Read what the run has measured for adaptive sampling, or measure it and save it, at the first step.
 
         Raises:
             BSRError: What the run's folder has cannot be used, or a training image cannot be read.
@@ -283,18 +279,6 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(self.degradation.calibration()).encode())
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
-
-
-def check_device(opt: Mapping[str, Any]) -> None:
-    """Check that the machine has what `num_gpu` asks for.
-
-    Raises:
-        OptionError: There is no CUDA device, or several are to be trained on from one process.
-    """
-    if opt["num_gpu"] != 0 and not torch.cuda.is_available():
-        raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
-    if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
-        raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
 
 
 def _read_own(kind: type[Block], block: Mapping[str, Any], where: str) -> Block:

@@ -64,9 +64,9 @@ class FeatureTap:
             output = network(lq)
         tapped.features
 
-    Features come with their graph, so that a loss on them trains the network. Under DDP they are those of the module
-    inside, in the pass that DDP synchronises. Under autocast they have the type that reaches the layer. A layer inside
-    an activation-checkpointed part cannot be tapped, as it runs again in the backward pass.
+    Features come with their graph, so that a loss on them trains the network, under DDP too. Under autocast they have
+    the type that reaches the layer. A layer in a part with activation checkpointing, which runs again in the backward
+    pass, cannot be tapped.
 
     Attributes:
         layer: The layer's path in the bare network, as in `named_modules`.
@@ -80,11 +80,7 @@ class FeatureTap:
 
     @contextmanager
     def __call__(self, network: nn.Module, replace: Replace | None = None) -> Iterator[TappedPass]:
-        """Tap the layer during one forward pass.
-
-        Args:
-            network: The network, wrapped or bare.
-            replace: Maps the features to what enters the layer in their place; same shape.
+        """Tap the layer during one forward pass; `replace` maps features to what enters in their place, of equal shape.
 
         Raises:
             BSRError: The layer did not run, ran without gradient, or, with `replace`, ran another number of times than
@@ -99,12 +95,13 @@ class FeatureTap:
 
         with _first_argument_through(take, bare_network(network).get_submodule(self.layer)):
             yield tapped
-        place = f"layer {self.layer!r}"
+        fault = ""
         if tapped.calls == 0 or (replace is not None and tapped.calls != self.calls):
-            raise BSRError(f"{place}: ran {tapped.calls} times in a forward pass, expected {self.calls} times")
-        if torch.is_grad_enabled() and not tapped.with_gradient:
-            expected = "expected one outside frozen or checkpointed parts, for train.tap_layer"
-            raise BSRError(f"{place}: runs without gradient, {expected}")
+            fault = f"ran {tapped.calls} times in a forward pass, expected {self.calls} times"
+        elif torch.is_grad_enabled() and not tapped.with_gradient:
+            fault = "runs without gradient, expected one outside frozen or checkpointed parts, for train.tap_layer"
+        if fault:
+            raise BSRError(f"layer {self.layer!r}: {fault}")
 
 
 def find_tap(
@@ -129,7 +126,7 @@ def find_tap(
     bare = bare_network(network)
     kind = type(bare).__name__
     calls: Counter[str] = Counter()
-    last: tuple[str, Any, int | None] | None = None
+    last: tuple[Any, ...] = ()
 
     def record(name: str, features: Any) -> Any:
         nonlocal last
@@ -148,19 +145,17 @@ def find_tap(
             raise OptionError(
                 f"network_g: {kind} does not run on {tuple(image.shape)}, expected a network for LR patches ({reason})"
             ) from error
-    if last is None and layer is None:
-        raise OptionError(f"network_g: no Conv2d runs in {kind}'s forward pass, expected one, or train.tap_layer")
-    if last is None:
-        raise OptionError(f"train.tap_layer: {layer!r} does not run in {kind}'s forward pass, expected one that does")
+    if not last:
+        none = f"network_g: no Conv2d runs in {kind}'s forward pass, expected one, or train.tap_layer"
+        other = f"train.tap_layer: {layer!r} does not run in {kind}'s forward pass, expected one that does"
+        raise OptionError(none if layer is None else other)
     found, features, version = last
     if not isinstance(features, Tensor) or features.dim() != 4 or len(features) != len(image):
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise OptionError(f"train.tap_layer: {found!r} gets {got} for {len(image)} images, expected (B, C, H, W)")
     if features._version != version:
-        raise OptionError(
-            f"train.tap_layer: what enters {found!r} is overwritten afterwards, in place, expected a layer whose input "
-            "stays"
-        )
+        line = f"train.tap_layer: what enters {found!r} is overwritten afterwards, in place"
+        raise OptionError(f"{line}, expected a layer whose input stays")
     return FeatureTap(found, calls[found], features.shape[1])
 
 

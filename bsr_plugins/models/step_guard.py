@@ -54,16 +54,14 @@ class StepGuard:
         self._norm: float | None = None
 
     def begin(self, networks: Iterable[nn.Module]) -> None:
-        """Keep the buffers of networks as they are before the step."""
         self._put_back = keep_buffers(networks)
 
     def passes(
         self, iteration: int, losses: Mapping[str, Tensor], parameters: Sequence[Tensor], describe: Callable[[], str]
     ) -> bool:
-        """Check a step after its backward pass, and clip its gradients.
+        """Say whether a step may be made, and clip its gradients; all ranks call it after the backward pass.
 
-        Under several processes it is collective. If the step may not be made, buffers are what they were, and one line
-        in the log says why; `describe` says for it what the batch was.
+        If it may not, one line in the log says why; `describe` says for it what the batch was.
 
         Raises:
             NonFiniteError: `max_nonfinite_steps` were skipped in a row.
@@ -90,7 +88,7 @@ class StepGuard:
         return False
 
     def figures(self) -> dict[str, float]:
-        """Return what to log with the last step: `grad_norm`, if asked, and `skipped_steps`, if there are any."""
+        """Return what to log of the last step: `grad_norm`, if asked, and `skipped_steps`, if there are any."""
         figures = {}
         if self._options.log_grad_norm and self._norm is not None:
             figures["grad_norm"] = self._norm
@@ -99,11 +97,10 @@ class StepGuard:
         return figures
 
     def state(self) -> dict[str, int]:
-        """Return the counts of skipped steps, for a checkpoint."""
         return {name: getattr(self, name) for name in _COUNTS}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from counts that `state` gave; a checkpoint of BasicSR's has none."""
+        """Go on from a checkpoint's counts; one of BasicSR's has none."""
         self.skipped_in_a_row, self.skipped_total = (state.get(name, 0) for name in _COUNTS)
 
     def _report(self, iteration: int, *found: Any) -> None:

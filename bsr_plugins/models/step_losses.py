@@ -25,9 +25,6 @@ _GREY = 0.5
 _STEMS = {"pixel": "pix", "perceptual": "percep", "contrastive": "contrast"}  # BasicSR's names in the log, and DASR's
 _NOT_TAKEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
-Offers = Callable[[str], Mapping[str, str]]
-"""What a step offers to the loss of a block, by its key: names of parameters, and the quantity that each stands for."""
-
 
 def same(*names: str) -> dict[str, str]:
     """Offer quantities under their names."""
@@ -36,16 +33,9 @@ def same(*names: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """A loss of the run.
+    """A loss of the run: `wants` are the parameters of its `forward` that a step can serve, with the quantity for each."""
 
-    Attributes:
-        key: Its block's key under `train`, e.g. `align_opt`.
-        block: The block.
-        module: The loss.
-        wants: The parameters of its `forward` that a step can serve, and the quantity for each.
-    """
-
-    key: str
+    key: str  # of its block under `train`, e.g. `align_opt`
     block: Mapping[str, Any]
     module: Callable[..., Any]
     wants: Mapping[str, str]
@@ -63,10 +53,7 @@ class StepLoss:
         return f"l_{stem}", "l_style" if key == "perceptual" else f"l_{stem}_style"
 
     def compute(self, quantities: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the loss.
-
-        Args:
-            quantities: What the step has, at least all that the loss wants.
+        """Compute the loss of what a step has, at least all that it wants.
 
         Returns:
             The weighted loss by its name in the log, 0-dim; of a pair both that are not None. And figures to log.
@@ -84,16 +71,13 @@ class StepLoss:
             raise OptionError(
                 f"train.{self.key}: {dict(self.block)!r}, expected a loss that is one number, as with reduction: mean"
             )
-        key, device = self.key.removesuffix(_SUFFIX), next(iter(losses.values())).device
-        tensors = {name: torch.as_tensor(value, device=device) for name, value in figures.items()}
-        return losses, {f"{key}_{name}": at_least_float32(tensor) for name, tensor in tensors.items()}
+        stem, device = self.key.removesuffix(_SUFFIX), next(iter(losses.values())).device
+        return losses, {
+            f"{stem}_{name}": at_least_float32(torch.as_tensor(value, device=device)) for name, value in figures.items()
+        }
 
     def try_on(self, images: Mapping[str, Tensor]) -> None:
-        """Compute the loss of images for trial, if it wants nothing else; it and all random states stay as they were.
-
-        Raises:
-            OptionError: It cannot be computed, or gives something else than numbers.
-        """
+        """Compute the loss of images for trial, if it wants nothing else; it and random states stay as they were."""
         if not self.wants or not images.keys() >= {*self.wants.values()}:
             return
         image = images[next(iter(self.wants.values()))]
@@ -111,14 +95,18 @@ class StepLoss:
 
 
 def build_losses(
-    train_opt: Mapping[str, Any], others: Collection[str], offers: Offers, model: str, device: torch.device
+    train_opt: Mapping[str, Any],
+    others: Collection[str],
+    offers: Callable[[str], Mapping[str, str]],
+    model: str,
+    device: torch.device,
 ) -> tuple[dict[str, StepLoss], list[str]]:
     """Build all losses of a run.
 
     Args:
         train_opt: The block `train`; every block `KEY_opt` in it that is not null describes a loss.
         others: Keys that do not.
-        offers: What the step offers.
+        offers: Says what the step offers to the loss of a key; see `BlindSRModel.offers`.
         model: The model's name, for messages.
         device: Where the losses are computed.
 
