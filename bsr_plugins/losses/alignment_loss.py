@@ -21,9 +21,7 @@ from bsr_plugins.whole_batch import gather_batch
 
 STATISTICS = ("spatial", "pooled")
 TERMS = ("linear_mean", "linear_covariance", "nonlinear_mean", "nonlinear_covariance")
-Weights = tuple[float, float]
-"""Of the distances of the means and of the covariances."""
-
+Weights = tuple[float, float]  # of the distances of the means and of the covariances
 _CACHED = 2**20  # numbers of each half in one pass on a CPU: what its caches hold
 
 
@@ -39,10 +37,9 @@ class AlignmentLoss(nn.Module):
       ω ~ N(0, 1), φ ~ U(0, 2π), drawn anew in each call, the same for both batches.
 
     With `statistics: spatial`, the paper's text, mean μ and covariance Σ of an image are those of its C-vectors at the
-    H·W positions: `‖μ_a − μ_b‖²` and `‖Σ_a − Σ_b‖²_F`. They do not depend on where in the image a vector is. Every
-    channel has its n functions, with its ω and φ, which are those of all images. Ours, where the paper is
-    silent: Σ is divided by H·W, not H·W − 1; the terms are means over the images; the functions are divided by √n,
-    so that the size of the terms does not depend on n.
+    H·W positions: `‖μ_a − μ_b‖²` and `‖Σ_a − Σ_b‖²_F`. Every channel has its n functions, those of all images. Ours,
+    where the paper is silent: Σ is divided by H·W, not H·W − 1; the terms are means over the images; the functions are
+    divided by √n, so that the size of the terms does not depend on n.
 
     With `statistics: pooled`, the released code, features are averaged over the positions to C-vectors u_i and v_i, and
     the mean over the batch is taken off. The mean term is `mean_c (u_ic − v_ic)²` and the covariance term
@@ -50,9 +47,8 @@ class AlignmentLoss(nn.Module):
     shared by its channels, and n values φ per channel; ωx + φ is shifted and scaled to [0, π/2] over the channels of
     each vector, and the feature is `√(2/n) · (cos + sin)` of that. The released n is 1.
 
-    Under `torch.distributed` the spatial loss is that of a rank's part of the batch, as each image stands alone,
-    and the mean over the ranks is that of one process. The pooled loss is that of the batch of all ranks, gathered with
-    gradient, on every rank; see `RepresentationLoss`.
+    Under `torch.distributed` the spatial loss is that of a rank's images, and the mean over the ranks is that of one
+    process. The pooled loss is that of the batch of all ranks on every rank; see `RepresentationLoss`.
 
     Args:
         loss_weight: Factor on all terms, at least 0; the released code's is 1.
@@ -65,9 +61,6 @@ class AlignmentLoss(nn.Module):
             nonlinear term has (n · C)² entries.
         stride: With s > 1, statistics are of every s-th row and column, from a random one of the first s on: ours,
             for about 1/s² of the cost. 1 is the paper's.
-
-    Raises:
-        OptionError: An argument is out of its range or unknown, or every term has weight 0.
     """
 
     def __init__(
@@ -119,11 +112,8 @@ class AlignmentLoss(nn.Module):
             views: How many images, one after another, are one sample's; the order of all ranks' images follows from it.
 
         Returns:
-            The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient the terms that
-            are switched on, by name, each 0-dim.
-
-        Raises:
-            BSRError: The shape is another, or a batch of one is to be centred.
+            The sum of the weighted terms, 0-dim, which can be differentiated once; and without gradient those of them
+            that are switched on, by name.
         """
         features = paired_features
         if features.dim() != 4 or len(features) % 2:
@@ -138,7 +128,6 @@ class AlignmentLoss(nn.Module):
         return total, {name: term for name, weight, term in named if weight > 0}
 
     def _measure_spatial(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Compare (2·B, C, H, W); returns the loss and its terms (4,)."""
         shape = (features.shape[1], self.num_random_features, 1)
         omega, phi = (draw.to(features) for draw in self._draw(shape, shape, generator))
         share = 2 / len(features)
@@ -147,7 +136,6 @@ class AlignmentLoss(nn.Module):
         return found
 
     def _measure_pooled(self, features: Tensor, views: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Compare (2·B, C, H, W) of all ranks as the released code does; returns the loss and its terms (4,)."""
         # Samples first, so that the ranks' samples are put together, and with them both degradations and all views.
         local = features.mean(dim=(2, 3)).unflatten(0, (2, -1, views)).transpose(0, 1)
         vectors = gather_batch(local).transpose(0, 1).flatten(0, 2)

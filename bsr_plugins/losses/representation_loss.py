@@ -31,16 +31,12 @@ The paper names the three and gives no parameters; that these standard forms are
 class RepresentationLoss(nn.Module, ABC):
     """A loss on the distribution of a batch of representations; its block goes with any model that has them.
 
-    Under `torch.distributed` the batch is that of all ranks together, gathered with gradient, and every rank
-    computes the same loss. The backward pass of the gathering sums over ranks and
-    DistributedDataParallel then averages the parameters' gradients, so that they are exactly those of one process
-    on the whole batch. For that, ranks need batches of equal size and generators in equal states.
-
-    Attributes:
-        least_batch: How many representations it needs, over all ranks.
+    Under `torch.distributed` every rank computes the loss of the batch of all ranks. The backward pass of the gathering
+    sums over ranks, and DistributedDataParallel averages the parameters' gradients, so that they are those of one
+    process. For that, ranks need batches of equal size and generators in equal states.
     """
 
-    least_batch = 1
+    least_batch = 1  # how many representations it needs, over all ranks
 
     def __init__(self, loss_weight: float = 0.01) -> None:
         super().__init__()
@@ -52,9 +48,6 @@ class RepresentationLoss(nn.Module, ABC):
         Args:
             representation: (B, C), this rank's part of the batch.
             generator: CPU generator of all that is drawn, in the same state on every rank.
-
-        Raises:
-            BSRError: The representation has not two dimensions, or there are too few of them.
         """
         if representation.dim() != 2:
             raise BSRError(f"{type(self).__name__}: representation {tuple(representation.shape)}, expected (B, C)")
@@ -73,8 +66,8 @@ class EnergyDistanceLoss(RepresentationLoss):
     """Energy distance of a batch of representations to samples of a known distribution (ReDSR, Eq. 5).
 
     With representations f_1 … f_b and samples t_1 … t_m: `2/(bm) Σ_i Σ_j |f_i − t_j| − 1/b² Σ_i Σ_j |f_i − f_j| −
-    1/m² Σ_i Σ_j |t_i − t_j|`, Euclidean norms, each point's pair with itself included. It is at least 0, and 0
-    where the two sets coincide. The distance of two points that coincide has gradient 0.
+    1/m² Σ_i Σ_j |t_i − t_j|`, Euclidean norms, each point's pair with itself included. It is at least 0. The distance
+    of two points that coincide has gradient 0.
 
     Args:
         loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.

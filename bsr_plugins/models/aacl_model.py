@@ -32,14 +32,10 @@ class AACLModel(ContrastiveModel):
     Of an image's V views (`num_views`), all under one degradation, those m are kept whose degraded distances have the
     smallest standard deviation (sigma-alignment); one of them is the query and is super-resolved, the others are its
     positives. Contrast is MoCo's, with the settings of DASR. Adaptive degradation sampling (ADS) is the `ads` sampler
-    of the degradation block. Options in addition to those of `ContrastiveModel`:
-
-    * `train.sigma_alignment`: see `SigmaAlignment`. A set whose deviation is above `max_std` is left out of the
-      contrast, not of the restoration, and its keys still serve as negatives. Losses get `accepted` (B,): whether a
-      set counts.
-
-    Logged in addition to what `ContrastiveModel` logs: `align_std` (mean deviation of the kept sets, in grey levels)
-    and `align_accepted`.
+    of the degradation block. To the options of `ContrastiveModel` comes `train.sigma_alignment`. A set whose deviation
+    is above its `max_std` is left out of the contrast, not of the restoration, and its keys still serve as negatives.
+    Losses get `accepted` (B,): whether a set counts. `align_std` (mean deviation of the kept sets, in grey levels) and
+    `align_accepted` are logged.
 
     Source: AACL's abstract names ADS, sigma-alignment and the fusion modules; the losses, the phase and how these are
     put together are DASR's, or ours where DASR has no counterpart.

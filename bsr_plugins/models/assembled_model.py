@@ -19,11 +19,11 @@ from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.atomic_file import write_atomically
 from bsr_plugins.blocks import build_from_block
 from bsr_plugins.data.patches import calibration_patches
-from bsr_plugins.degradations import Degradation, build_degradation
+from bsr_plugins.degradations import build_degradation
 from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.step_guard import StepGuard, StepGuardOptions
-from bsr_plugins.models.step_losses import GENERATOR, build_losses, grey_images, same
+from bsr_plugins.models.step_losses import GENERATOR, SUFFIX, StepLoss, build_loss, grey_images, same
 from bsr_plugins.models.synchronised_batch_norm import synchronised
 from bsr_plugins.options.declared import OptionBlock, read_block
 
@@ -71,6 +71,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
 
     options: Options
     train_options: TrainOptions
+    condition: dict[str, Tensor]  # what `network_g` gets with the LR images, by the names of its arguments
     training_network_names: tuple[str, ...] = ()
     restores_every_view = True  # and not one view of each sample alone
 
@@ -91,14 +92,17 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
     def init_training_settings(self) -> None:
         """Build what only training needs; a method's model checks after it, by `expect`, what it wants of that."""
         self.net_g.train()
-        train_opt = self.opt["train"]
-        self.train_options = _read_own(type(self).TrainOptions, train_opt, "train")
+        self.train_options = _read_own(type(self).TrainOptions, self.opt["train"], "train")
         self.guard = StepGuard(self.train_options)
-        self.degradation = self._build_degradation()
+        where, block = self.opt["datasets"]["train"].get("degrade_on"), self.options.degradation
+        if (where == "device") != (block is not None):
+            raise OptionError(
+                f"degradation: the block is {'missing' if block is None else 'given'}, but datasets.train.degrade_on "
+                f"is {where!r}; expected the block with degrade_on: device only"
+            )
+        self.degradation = None if block is None else build_degradation(block, self.opt["scale"])
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
-        declared = type(self).TrainOptions.model_fields
-        self.losses, faults = build_losses(train_opt, declared, self.offers, type(self).__name__, self.device)
-        self._faults += faults
+        self._build_losses()
         self._check_losses()
         self.try_losses(sr=self.lq_side * self.opt["scale"], gt=self.lq_side * self.opt["scale"], lq=self.lq_side)
         self.tap = self._find_tap()
@@ -136,7 +140,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             self.expect(False, f"train.{key}.type: {kind!r}, expected a loss of {quantity}, such as {example!r}")
 
     def try_losses(self, **sides: int) -> None:
-        """Compute those losses that want nothing but some square images, by name with their sides, for trial."""
+        """Compute for trial the losses that want nothing but square images of some sides, by quantity."""
         for loss in self.losses.values():
             try:
                 loss.try_on(grey_images(sides, self.device))
@@ -160,20 +164,23 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         """`network_g` without a wrapper."""
         return self.get_bare_model(self.net_g)
 
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        """What `network_g` gets with the LR images, by the names of its arguments; here nothing."""
-        return {}
-
-    def _build_degradation(self) -> Degradation | None:
-        """Build the degradation on the device, if that is where images are degraded."""
-        where, block = self.opt["datasets"]["train"].get("degrade_on"), self.options.degradation
-        if (where == "device") != (block is not None):
-            raise OptionError(
-                f"degradation: the block is {'missing' if block is None else 'given'}, but datasets.train.degrade_on "
-                f"is {where!r}; expected the block with degrade_on: device only"
-            )
-        return None if block is None else build_degradation(block, self.opt["scale"])
+    def _build_losses(self) -> None:
+        """Build the loss of every block `train.KEY_opt` that is not null, and that the model does not declare."""
+        self.losses: dict[str, StepLoss] = {}
+        taken: dict[str, str] = {}
+        for key, block in self.opt["train"].items():
+            if not key.endswith(SUFFIX) or key in type(self).TrainOptions.model_fields or block is None:
+                continue
+            try:
+                loss = build_loss(key, block, self.offers(key), type(self).__name__, self.device)
+            except OptionError as error:
+                self._faults += error.lines
+                continue
+            clash = next((taken[name] for name in loss.names if name in taken), None)
+            line = f"train.{key}: is logged as {loss.names[0]}, like train.{clash}, expected another key"
+            self.expect(clash is None, line)
+            taken |= dict.fromkeys(loss.names, key)
+            self.losses[key] = loss
 
     def _check_losses(self) -> None:
         """Check that losses, dropout and tap fit the networks and the dataset."""
@@ -195,10 +202,9 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
 
     def _find_tap(self) -> FeatureTap | None:
         """Find the layer before which features of `network_g` are looked at or changed, if they are."""
-        layer, dropout = self.train_options.tap_layer, self.train_options.dropout
-        if dropout is None and not self.wanted("features", "paired_features"):
-            line = f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it"
-            self.expect(layer is None, line)
+        layer = self.train_options.tap_layer
+        if self.train_options.dropout is None and not self.wanted("features", "paired_features"):
+            self.expect(layer is None, f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it")
             return None
         if self._faults:
             return None

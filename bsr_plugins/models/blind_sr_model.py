@@ -31,9 +31,9 @@ class BlindSRModel(AssembledModel):
     `Options` (at the top of the option file) and `TrainOptions` (under `train`), which subclasses extend, and read from
     `options` and `train_options`. Blocks are:
 
-    * `degradation`: the block that `build_degradation` takes. The dataset then gives HR views only
-      (`degrade_on: device`), which are degraded here. With a dataset that gives `lq` itself, the block is left out.
-      What an `ads` sampler has measured is saved with the run as `degradation_calibration.json`.
+    * `degradation`: the block that `build_degradation` takes, for a dataset that gives HR views alone
+      (`degrade_on: device`). What an `ads` sampler has measured is saved with the run as
+      `degradation_calibration.json`.
     * `train.KEY_opt`: every such block is a loss of the run, logged as `l_KEY`; `type` may be any registered class. The
       names of the parameters of its `forward` say what it gets (see `offers`): `pred` or `sr`, `target` or `gt`, `lq`:
       images (B, 3, H, W) in [0, 1]; `representation` (B, D), for which `network_g` is a `RepresentationNet`; `features`
@@ -45,18 +45,14 @@ class BlindSRModel(AssembledModel):
       `net_NAME_*.pth`, resumed, put on the device and wrapped for DDP like `network_g`.
 
     The EMA copy takes over buffers as well as parameters: stock EMA leaves batch normalisation's running statistics
-    where they started. Several processes, each with its part of the batch, do what one does with the whole: what is
-    drawn, what losses compare, batch normalisation's statistics and the figures that are logged are those of all ranks.
+    where they started. Several processes, each with its part of the batch, do what one does with the whole.
 
     Attributes:
         step_made: Whether the last step was made; one with numbers that are not finite is skipped, see `StepGuard`.
-        losses: The losses by their keys.
         batch_size: How many samples were degraded in the step, None before the first and where none are.
         params: The degradations that were drawn for this rank's samples in the step, if any.
         pair_params: The second ones, if any.
-
-    Raises:
-        OptionError: An option cannot be used on this machine or does not fit the others.
+        condition: What `network_g` gets with `lq`, by the names of its arguments.
     """
 
     current_iter: int
@@ -64,6 +60,7 @@ class BlindSRModel(AssembledModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.batch_size: int | None = None
+        self.condition: dict[str, Tensor] = {}
         self.params: Params = {}
         self.pair_params: Params = {}
         self.log_dict: dict[str, float] = {}
@@ -96,16 +93,16 @@ class BlindSRModel(AssembledModel):
 
     @torch.no_grad()
     def degrade(self, gt: Tensor) -> tuple[Tensor, Tensor, Params]:
-        """Draw one degradation per sample and apply it to all of the sample's views.
+        """Draw one degradation per sample and apply it to all of the sample's views (B, V, 3, H, W).
 
         Returns:
-            The views to be reproduced (B, V, 3, H, W), made from `gt` by `Degradation.target`, their LR views
-            (B, V, 3, h, w) and the drawn parameters.
+            The views to be reproduced (see `Degradation.target`), their LR views (B, V, 3, h, w) and the parameters.
         """
         assert self.degradation is not None
         gt = self.degradation.target(gt)
         self.batch_size = len(gt)
         self.params = self.draw("degradation", len(gt), self.degradation.sample)
+        self.condition = self.condition_of(self.params)
         return gt, self.degradation(gt, self.params), self.params
 
     @torch.no_grad()
@@ -116,7 +113,7 @@ class BlindSRModel(AssembledModel):
         return self.degradation(self.gt, self.pair_params), self.condition_of(self.pair_params)
 
     def condition_of(self, params: Params) -> dict[str, Tensor]:  # noqa: ARG002  (a method's network may want them)
-        """Return what `condition` is for images that were degraded with certain parameters."""
+        """Return what `network_g` gets with images that were degraded with certain parameters, by its arguments."""
         return {}
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
@@ -156,11 +153,9 @@ class BlindSRModel(AssembledModel):
         return found
 
     def losses_of(self, found: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-        """Compute the losses for which all is there that they want, weighted, by their names in the log.
+        """Compute the losses for which all is `found` that they want, weighted, by their names in the log.
 
-        Args:
-            found: What the step has, by name.
-            more: What it has in addition by now. If given, only losses that want something of it are computed.
+        With `more`, which the step has in addition by now, only losses that want something of it are computed.
         """
         if more is None and "representation" in found and self.wanted("representation"):
             everyones = gather_batch(found["representation"].detach())
@@ -242,7 +237,7 @@ class BlindSRModel(AssembledModel):
 
     def _describe_batch(self) -> str:
         parts = [f"{key} {', '.join(map(str, value))}" for key, value in self._files.items()]
-        drawn = " ".join(self.describe_degradation().split())
+        drawn = self.describe_degradation()
         return "; ".join(parts + ([f"degraded by {drawn}"] if drawn else [])) or "files unknown"
 
     def test(self) -> None:

@@ -36,8 +36,7 @@ class ContrastiveModel(BlindSRModel, ABC):
     Options in addition to those of `BlindSRModel`:
 
     * `network_moco`: the key side (`MoCo`);
-    * `train.contrastive_opt`: the loss (`InfoNCELoss`), which gets `query` (B, D), `positive` (B, D) or (B, M, D) and
-      `negatives` (D, K): unit vectors;
+    * `train.contrastive_opt`: the loss (`InfoNCELoss`); see it for `query`, `positive` and `negatives`, which it gets;
     * `train.encoder_phase`: see `EncoderPhase`. Losses of `sr` are left out of it. The schedule of `train.scheduler`
       and the warm-up count from the end of the phase; `total_iter` includes it.
 
@@ -59,8 +58,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         self.encoder_phase = self.train_options.encoder_phase or EncoderPhase()
         total, phase = self.opt["train"]["total_iter"], self.encoder_phase.iters
         self.expect(phase <= total, f"train.encoder_phase.iters: {phase}, expected a whole number in [0, {total}]")
-        name = type(self).__name__
-        self.expect(self.degradation is not None, f"degradation: the block is missing, {name} needs it")
+        self.expect(self.degradation is not None, f"degradation: the block is missing, {type(self).__name__} needs it")
         self.require_loss("contrastive_opt", "query", "InfoNCELoss")
         keys = self.opt["datasets"]["train"]["batch_size_per_gpu"] * self.opt["world_size"] * self.keys_per_query
         size = self.bare_moco.queue.shape[1]

@@ -1,8 +1,7 @@
 """What enters one layer of a network in a forward pass: found, looked at and replaced from outside.
 
-No arch is edited, and nothing stays on a network: for the length of one `with` block something else stands in for the
-`forward` of one layer. That is what `torch.compile` notices, in networks that were compiled before, too; hooks that
-come later it does not by default.
+Nothing stays on a network: for the length of a `with` block something else stands in for the `forward` of a layer.
+`torch.compile` notices that in networks that were compiled before, too; later hooks it does not.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,49 +23,35 @@ from bsr_plugins.errors import BSRError, OptionError, described
 from bsr_plugins.models.step_guard import keep_buffers
 
 Replace = Callable[[Tensor], Tensor]
-_OFFERED = 3  # names in the message about a layer that is not there
 
 
 def bare_network(network: nn.Module) -> nn.Module:
     """Return a network without what DDP, `DataParallel` and `torch.compile` put around it."""
-    while True:
-        if isinstance(network, DataParallel | DistributedDataParallel):
-            network = network.module
-        elif isinstance(getattr(network, "_orig_mod", None), nn.Module):
-            network = network._orig_mod  # type: ignore[assignment]
-        else:
-            return network
+    wraps = isinstance(network, DataParallel | DistributedDataParallel)
+    inner = getattr(network, "module" if wraps else "_orig_mod", None)
+    return bare_network(inner) if isinstance(inner, nn.Module) else network
 
 
-@dataclass
 class TappedPass:
-    """What entered a tapped layer in a forward pass.
+    """What entered a layer in the last of its calls, `features` (B, C, H, W), as it was before it was replaced."""
 
-    Attributes:
-        calls: How often the layer has run.
-        features: What entered it, (B, C, H, W), in the last of its calls; as it was before it was replaced.
-        with_gradient: Whether gradients were recorded there.
-    """
-
-    calls: int = 0
-    features: Tensor = field(init=False)
-    with_gradient: bool = True
+    calls = 0
+    features: Tensor
+    with_gradient = True
 
 
 @dataclass(frozen=True)
 class FeatureTap:
     """A layer of a network that can be tapped; `find_tap` makes it.
 
-    It holds names and numbers only, so one tap goes with every network of the same kind: wrapped, compiled, or its EMA
-    copy. Use it around a forward pass:
+    One tap goes with every network of the same kind: wrapped, compiled, or its EMA copy.
 
         with tap(network) as tapped:
             output = network(lq)
         tapped.features
 
-    Features come with their graph, so that a loss on them trains the network, under DDP too. Under autocast they have
-    the type that reaches the layer. A layer in a part with activation checkpointing, which runs again in the backward
-    pass, cannot be tapped.
+    Features come with their graph, so that a loss on them trains the network, under DDP too. A layer in a part with
+    activation checkpointing, which runs again in the backward pass, cannot be tapped.
 
     Attributes:
         layer: The layer's path in the bare network, as in `named_modules`.
@@ -109,9 +94,9 @@ def find_tap(
 ) -> FeatureTap:
     """Find the last `Conv2d` that is called in a forward pass, or a named layer, by running one for trial.
 
-    The trial is in training mode, as some networks run other layers in evaluation, and without gradient. It leaves
-    modes, buffers and torch's random states as they were. A layer that runs several times is placed by its last run.
-    Ours: the shift by the mean colour, which in many networks is a fixed 1×1 convolution of the image, does not count.
+    The trial is in training mode, as some networks run other layers in evaluation. It leaves modes, buffers and torch's
+    random states as they were. Ours: the shift by the mean colour, which in many networks is a fixed 1×1 convolution of
+    the image, does not count.
 
     Args:
         network: Any network, wrapped or bare.
@@ -171,7 +156,7 @@ def _candidates(bare: nn.Module, layer: str | None) -> dict[str, nn.Module]:
         }
     named = {name: module for name, module in bare.named_modules(remove_duplicate=False) if name}
     if layer not in named:
-        nearest = difflib.get_close_matches(layer, named, n=_OFFERED, cutoff=0)
+        nearest = difflib.get_close_matches(layer, named, n=3, cutoff=0)
         raise OptionError(
             f"train.tap_layer: there is no layer {layer!r} in {type(bare).__name__}, expected a module's path; "
             f"the nearest are {', '.join(map(repr, nearest)) or 'none, as it has no modules'}"

@@ -29,10 +29,9 @@ class ReDSRModel(BlindSRModel):
     the degrader turn the HR patch of the second into its LR patch (Eq. 2–4). Options in addition to those of
     `BlindSRModel`:
 
-    * `train.redegradation_opt`: the loss between reproduced and true LR patch, Eq. 4: `{type: L1Loss}`, whose `pred`
-      and `target` these are; and `network_degrader`, the degrader (`ReDSRDegrader`). Without both it is a network of
-      Table 2 that has no re-degradation, and `num_views` is 1. With them the other losses may want `distance` (B,), d
-      of Eq. 8;
+    * `train.redegradation_opt: {type: L1Loss}`: the loss between reproduced and true LR patch, Eq. 4; and
+      `network_degrader` (`ReDSRDegrader`). Without both it is a network of Table 2 that has no re-degradation, and
+      `num_views` is 1. With them the other losses may want `distance` (B,), d of Eq. 8;
     * `train.pixel_opt: {type: ModulatedL1Loss}`: Eq. 7 and 8, or a plain loss. The released code has
       `{type: L1Loss, loss_weight: 2}`;
     * `train.representation_opt: {type: EnergyDistanceLoss}`: Eq. 5, or `KLDivergenceLoss`.
@@ -52,21 +51,20 @@ class ReDSRModel(BlindSRModel):
             self._raise_faults()
 
     def init_training_settings(self) -> None:
-        redegrades = self._redegrades
+        self._redegrades = redegrades = self.opt["train"].get("redegradation_opt") is not None
         if redegrades != (self.opt.get("network_degrader") is not None):
             missing, given = ["network_degrader", "train.redegradation_opt"][:: 1 if redegrades else -1]
             raise OptionError(f"{missing}: the block is missing, {given} needs it")
         self.training_network_names = ("degrader",) if redegrades else ()
         if self.needs_kernel:  # a flat one, until there is a batch
             size = self.bare_net_g.encoder.kernel_size
-            self.kernel = torch.full((_TRIAL_BATCH, size, size), 1 / size**2, device=self.device)
+            self.condition = {"kernel": torch.full((_TRIAL_BATCH, size, size), 1 / size**2, device=self.device)}
         super().init_training_settings()
         dataset_opt, views, expected = self.opt["datasets"]["train"], self.num_views, 2 if redegrades else 1
         where, kind = dataset_opt.get("degrade_on"), "with" if redegrades else "without"
-        line = (
-            f"datasets.train.num_views: {views} with degrade_on: {where}, expected {expected} with degrade_on: device "
-        )
-        self.expect(views == expected and where == "device", f"{line}{kind} train.redegradation_opt")
+        wanted = f"expected {expected} with degrade_on: device {kind} train.redegradation_opt"
+        line = f"datasets.train.num_views: {views} with degrade_on: {where}, {wanted}"
+        self.expect(views == expected and where == "device", line)
         self._check_network({} if self.degradation is None else {"degradation": self.degradation})
         smallest = getattr(getattr(self.bare_net_g, "encoder", None), "smallest_side", 1)
         line = f"datasets.train.gt_size: {dataset_opt.get('gt_size')}, expected at least {smallest * self.opt['scale']}"
@@ -75,19 +73,14 @@ class ReDSRModel(BlindSRModel):
             self.require_loss("redegradation_opt", "reproduced", "L1Loss")
             self.try_losses(reproduced=self.lq_side, other_lq=self.lq_side)
 
-    @property
-    def _redegrades(self) -> bool:
-        return self.opt["train"].get("redegradation_opt") is not None
-
     def start_training_network(self, name: str, network: nn.Module) -> None:
         super().start_training_network(name, network)
         if not isinstance(network, ReDSRDegrader):
             kind = self.opt["network_degrader"]["type"]
             raise OptionError(f"network_degrader.type: {kind!r}, expected 'ReDSRDegrader'")
         scale, found = self.opt["scale"], network.representation_dim
-        self.expect(
-            network.scale == scale, f"network_degrader.scale: {network.scale}, expected scale, which is {scale!r}"
-        )
+        line = f"network_degrader.scale: {network.scale}, expected scale, which is {scale!r}"
+        self.expect(network.scale == scale, line)
         dim = getattr(getattr(self.bare_net_g, "encoder", None), "representation_dim", found)
         line = f"network_degrader.representation_dim: {found}, expected {dim}, as network_g gives"
         self.expect(found == dim, line)
@@ -98,22 +91,16 @@ class ReDSRModel(BlindSRModel):
             return pair | same("representation", GENERATOR)
         return super().offers(key) | (same("distance") if self._redegrades else {})
 
-    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:
+    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
         """Take the first view for encoder and generator, the second, if there is one, for the degrader."""
         self.lq, self.gt = lq[:, 0], gt[:, 0]
         if self.training_networks:
             self.other_lq, self.other_gt = lq[:, 1], gt[:, 1]
-        if self.needs_kernel:
-            self.kernel = self.condition_of(params)["kernel"]
 
     @property
     def needs_kernel(self) -> bool:
         """Whether `network_g` looks at the true blur kernel."""
         return bool(getattr(self.bare_net_g, "needs_kernel", False))
-
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        return {"kernel": self.kernel} if self.needs_kernel else {}
 
     def condition_of(self, params: Params) -> dict[str, Tensor]:
         assert self.degradation is not None
@@ -130,19 +117,17 @@ class ReDSRModel(BlindSRModel):
             return {}
         reproduced = self.training_networks["degrader"](self.other_gt, representation)
         distance = redegradation_distance(reproduced, self.other_lq)
-        self.figures |= {
-            "redegradation_rmse": distance.mean() * _GREY_LEVELS,
-            "modulation": modulation(distance).mean(),
-        }
+        self.figures["redegradation_rmse"] = distance.mean() * _GREY_LEVELS
+        self.figures["modulation"] = modulation(distance).mean()
         return {"reproduced": reproduced, "other_lq": self.other_lq, "distance": distance}
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
         super().feed_data(data)
         if self.needs_kernel and "kernel" in data:
-            self.kernel = data["kernel"].to(self.device)
+            self.condition = {"kernel": data["kernel"].to(self.device)}
 
     def _check_network(self, blurs: dict[str, Any]) -> None:
-        """Check that `network_g` has a representation, and its oracle a kernel in `blurs`, by place, and the datasets."""
+        """Check that `network_g` has a representation, and that `blurs` and datasets have kernels for its oracle."""
         line = f"network_g.type: {self.opt['network_g']['type']!r}, expected a network with a representation"
         self.expect(isinstance(self.bare_net_g, RepresentationNet), line)
         if not self.needs_kernel:
@@ -150,10 +135,9 @@ class ReDSRModel(BlindSRModel):
         scale, wanted = self.opt["scale"], self.bare_net_g.encoder.kernel_size
         for phase, dataset_opt in self.opt["datasets"].items():
             kind, place = dataset_opt["type"], f"datasets.{phase}"
-            line = (
-                f"{place}.type: {kind!r}, expected 'PairedDegradationDataset', which knows the blur kernels that the "
-            )
-            self.expect(kind == "PairedDegradationDataset", line + "oracle encoder wants")
+            reason = "which knows the blur kernels that the oracle encoder wants"
+            line = f"{place}.type: {kind!r}, expected 'PairedDegradationDataset', {reason}"
+            self.expect(kind == "PairedDegradationDataset", line)
             protocol, block = dataset_opt.get("protocol"), dataset_opt.get("degradation")
             if protocol is not None:
                 blurs[f"{place}.protocol"] = protocol_degradation(protocol, scale)

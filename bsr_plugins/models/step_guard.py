@@ -43,9 +43,6 @@ class StepGuard:
     A step whose losses or total gradient norm are not finite on some rank leaves no trace: the optimiser does not step,
     and buffers, such as batch normalisation's statistics, are put back. A gradient whose square overflows counts as one
     that is not finite: Adam would never forget it.
-
-    Attributes:
-        skipped_total: How many steps were skipped since the run began.
     """
 
     def __init__(self, options: StepGuardOptions) -> None:
@@ -111,20 +108,16 @@ class StepGuard:
             distributed.all_gather_object(reports, found)
         # Gradients are averaged over ranks: they are bad on all of them where a loss is on one.
         bad = 0 if any(losses for losses, _, _ in reports) else 1
-        at_fault = {rank: report for rank, report in enumerate(reports) if report[bad]}
-        lines = [
-            f"{f'rank {rank}: ' if len(reports) > 1 else ''}{', '.join(losses + gradients)}; {batch}"
-            for rank, (losses, gradients, batch) in at_fault.items()
-        ]
+        at_fault = [(rank, ", ".join(one[0] + one[1]), one[2]) for rank, one in enumerate(reports) if one[bad]]
+        several = len(reports) > 1
+        lines = [f"{f'rank {rank}: ' if several else ''}{reason}; {batch}" for rank, reason, batch in at_fault]
         row, total = self.skipped_in_a_row, self.skipped_total
         get_root_logger().warning(
             f"Iteration {iteration}: step skipped ({row} in a row, {total} in all): {' | '.join(lines)}"
         )
         if row >= self._options.max_nonfinite_steps:
-            losses, gradients, _ = next(iter(at_fault.values()))
-            reason = ", ".join(losses + gradients)
             raise NonFiniteError(
-                f"iteration {iteration}: {row} steps in a row were skipped ({reason}), as many as "
+                f"iteration {iteration}: {row} steps in a row were skipped ({at_fault[0][1]}), as many as "
                 "train.max_nonfinite_steps allows; expected finite losses and gradients: look at the images and "
                 "degradations that the log names, lower train.optim_*.lr, or set train.clip_grad_norm"
             )
@@ -150,10 +143,8 @@ def keep_buffers(networks: Iterable[nn.Module]) -> Callable[[], None]:
 def describe_params(params: Params) -> str:
     """Write drawn parameters down, sample by sample: `#0 lambda1=1.25 noise_seed=7; #1 lambda1=0.4 noise_seed=8`."""
     samples = min((len(values) for values in params.values()), default=0)
-    return "; ".join(
-        f"#{number} " + " ".join(f"{name}={_written(values[number])}" for name, values in params.items())
-        for number in range(samples)
-    )
+    written = [[f"{name}={_written(values[n])}" for name, values in params.items()] for n in range(samples)]
+    return "; ".join(f"#{number} {' '.join(values)}" for number, values in enumerate(written))
 
 
 def _written(value: Tensor) -> str:

@@ -17,14 +17,8 @@ def synchronised(network: nn.Module, device: torch.device) -> nn.Module:
     """Let all batch normalisation in a network take the statistics of the batch of all ranks.
 
     On a GPU that is `nn.SyncBatchNorm`, which does not run on the CPU; there the layers get another `forward`. Ranks
-    need inputs of equal size, and run the layers as often and in the same order.
-
-    Args:
-        network: The network, without a wrapper; its parameters and its state dict stay as they are.
-        device: Where it is going to run.
-
-    Returns:
-        The network, or what stands for it if it is nothing but such a layer.
+    need inputs of equal size, and run the layers as often and in the same order. The state dict stays as it is.
+    What is returned is the network, or what stands for it if it is nothing but such a layer.
     """
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -50,7 +44,7 @@ def _normalise(layer: Any, x: Tensor) -> Tensor:
         share = 1 / int(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
         layer.running_mean.lerp_(mean.detach().to(layer.running_mean.dtype), share)
         layer.running_var.lerp_((variance.detach() * count / (count - 1)).to(layer.running_var.dtype), share)
-    normal = centred * (variance + layer.eps).rsqrt().view(per_channel)
+    normal: Tensor = centred * (variance + layer.eps).rsqrt().view(per_channel)
     if layer.affine:
         normal = torch.addcmul(layer.bias.view(per_channel), normal, layer.weight.view(per_channel))
     return normal.to(x.dtype)

@@ -108,7 +108,7 @@ def test_what_is_aligned_are_two_degradations_of_the_images_that_are_restored(
     last.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     condition = {}
     if name == "oracle":
-        condition = {"kernel": torch.cat([model.kernel, degradation.kernels(params)])}
+        condition = {"kernel": torch.cat([model.condition["kernel"], degradation.kernels(params)])}
     model.net_g(torch.cat([model.lq, second]), **condition)
     expected, _ = AlignmentLoss(1e3)(seen[0], generator_at(10, "align_opt", ITERATION))
     assert float(losses["l_align"].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)

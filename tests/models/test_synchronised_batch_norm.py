@@ -129,7 +129,8 @@ def test_a_network_keeps_its_layers() -> None:
     network.eval()
     assert synchronised(synchronised(network, CPU), CPU) is network
     copied = copy.deepcopy(network)
-    assert all(module.forward.__self__ is module for module in copied.modules() if isinstance(module, nn.BatchNorm2d))
+    norms: list[Any] = [module for module in copied.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.forward.__self__ is norm for norm in norms] == [True] * 6
     assert {name: value.data_ptr() for name, value in network.state_dict().items()} == before
     assert list(network.modules()) == modules
     assert not any(module.training for module in modules)
