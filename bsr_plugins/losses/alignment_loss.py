@@ -191,12 +191,12 @@ class _SpatialDistance(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         count = len(features) // 2
         at_a_time = count if features.device.type != "cpu" else max(_CACHED // max(features[0].numel(), 1), 1)
-        ctx.gradient = torch.zeros_like(features, memory_format=torch.contiguous_format)
+        ctx.gradient = torch.empty_like(features, memory_format=torch.contiguous_format)
         terms = features.new_zeros(4)
         for start in range(0, count, at_a_time):
             some = slice(start, min(start + at_a_time, count))
             one, other = features[:count][some], features[count:][some]
-            into = ctx.gradient[:count][some], ctx.gradient[count:][some]
+            into = ctx.gradient[:count][some].zero_(), ctx.gradient[count:][some].zero_()
             if any(linear):
                 found, slopes = _distance(one, other, linear)
                 terms[:2] += found
@@ -210,7 +210,8 @@ class _SpatialDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total: Tensor, terms: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ARG004
-        return ctx.gradient * total, None, None, None, None
+        as_it_is = total.device.type == "cpu" and float(total) == 1  # on a GPU, to look would be to wait
+        return ctx.gradient if as_it_is else ctx.gradient * total, None, None, None, None
 
 
 def _distance(

@@ -34,7 +34,7 @@ Block = TypeVar("Block", bound=OptionBlock)
 
 
 class ChannelDropout(OptionBlock):
-    """Dropout of whole channels of the features before the last convolution, which Simple-Align is compared with.
+    """Dropout of whole channels of the features before the last convolution.
 
     Source: Kong et al., CVPR 2022, "Reflash Dropout in Image Super-Resolution".
     """

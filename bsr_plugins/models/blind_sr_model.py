@@ -125,11 +125,7 @@ class BlindSRModel(AssembledModel):
         return self.losses_of(self.run_generator(bool(self.wanted("representation"))))
 
     def run_generator(self, with_representation: bool) -> dict[str, Any]:
-        """Run `network_g` on `lq`, and on a second degradation of it if a loss wants pairs.
-
-        Returns:
-            What losses can ask for, by name: `sr`, `gt`, `lq` and what else there is. `self.output` is `sr`.
-        """
+        """Run `network_g`, on two degradations if a loss wants them; return what losses can ask for, by name."""
         lq, condition, images = self.lq, self.condition, len(self.lq)
         if self.wanted("paired_features"):
             pair_lq, pair_condition = self.degrade_again()

@@ -19,7 +19,10 @@ from bsr_plugins.whole_batch import gather_batch, several_ranks
 
 
 class EncoderPhase(OptionBlock):
-    """The first iterations, in which only the encoder learns; DASR's are 100,000 at 1e-3, 1e-4 after 60,000."""
+    """The first iterations, in which only the encoder learns.
+
+    DASR's are 100 epochs at 1e-3, a tenth of it after 60, an epoch being 1000 iterations.
+    """
 
     iters: Whole = Field(default=0, ge=0, description="How many they are; 0 for none.")
     lr: float = Field(default=1e-3, ge=0, description="The learning rate at first.")
