@@ -26,9 +26,6 @@ class InfoNCELoss(nn.Module):
     Args:
         loss_weight: Factor on the loss, at least 0.
         temperature: T, above 0; DASR's is 0.07.
-
-    Raises:
-        OptionError: A number is out of its range.
     """
 
     def __init__(self, loss_weight: float = 1.0, temperature: float = 0.07) -> None:
@@ -37,7 +34,7 @@ class InfoNCELoss(nn.Module):
         self.temperature = number(temperature, "temperature", _LOWEST_TEMPERATURE)
 
     def forward(self, query: Tensor, positive: Tensor, negatives: Tensor, accepted: Tensor | None = None) -> Tensor:
-        """Compute the loss, in float32 at least, under autocast too.
+        """Compute the weighted mean, 0-dim, in float32 at least, under autocast too; 0 if no query counts.
 
         Args:
             query: Unit vectors (B, D).
@@ -45,9 +42,6 @@ class InfoNCELoss(nn.Module):
             negatives: Unit vectors (D, K), K ≥ 1, shared by all queries.
             accepted: Which queries count, (B,); None if all do. Under `torch.distributed` the mean of the losses over
                 the ranks is then that of one process, however the accepted ones are spread.
-
-        Returns:
-            The weighted mean, 0-dim; 0 if no query counts.
         """
         share = 1.0
         if accepted is not None:

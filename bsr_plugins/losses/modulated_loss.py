@@ -12,17 +12,9 @@ from bsr_plugins.registration import register
 
 
 def redegradation_distance(reproduced: Tensor, lq: Tensor) -> Tensor:
-    """Measure how far each reproduced LR image is from the true one: d of ReDSR's Eq. 8.
+    """Measure how far each reproduced LR image (B, C, h, w) is from the true one: d of ReDSR's Eq. 8.
 
-    Args:
-        reproduced: The degrader's images (B, C, h, w), in [0, 1].
-        lq: The true LR images (B, C, h, w), in [0, 1].
-
-    Returns:
-        The RMSE of each sample (B,), in float32 at least; a measurement, without gradient.
-
-    Raises:
-        BSRError: The shapes differ.
+    That is the RMSE of each sample (B,), in float32 at least; a measurement, without gradient.
     """
     _check_images("redegradation_distance", "reproduced", reproduced, "lq", lq)
     error = at_least_float32(reproduced.detach()) - at_least_float32(lq.detach())
@@ -32,11 +24,7 @@ def redegradation_distance(reproduced: Tensor, lq: Tensor) -> Tensor:
 def modulation(distance: Tensor) -> Tensor:
     """Weigh samples by confidence (ReDSR, Eq. 8): W = 2 / (1 + C⁻¹) with the confidence C = 1/d, so 2 / (1 + d).
 
-    Args:
-        distance: d of each sample (B,), at least 0; see `redegradation_distance`.
-
-    Returns:
-        W (B,), in float32 at least, in (0, 2], without gradient: 2 for a perfect reproduction, 1 at d = 1.
+    W (B,) is in float32 at least, in (0, 2], without gradient: 2 for a perfect reproduction, 1 at d = 1.
     """
     return 2 / (1 + at_least_float32(distance.detach()))
 
@@ -51,9 +39,6 @@ class ModulatedL1Loss(nn.Module):
 
     Args:
         loss_weight: Factor on the loss, at least 0.
-
-    Raises:
-        OptionError: The weight is out of its range.
     """
 
     def __init__(self, loss_weight: float = 1.0) -> None:
@@ -61,19 +46,7 @@ class ModulatedL1Loss(nn.Module):
         self.loss_weight = number(loss_weight, "loss_weight", 0.0)
 
     def forward(self, sr: Tensor, gt: Tensor, distance: Tensor) -> Tensor:
-        """Compute the loss, in float32 at least.
-
-        Args:
-            sr: Images (B, C, H, W), in [0, 1].
-            gt: Images (B, C, H, W), in [0, 1].
-            distance: d of each sample (B,), at least 0; see `redegradation_distance`.
-
-        Returns:
-            The weighted loss, 0-dim.
-
-        Raises:
-            BSRError: The shapes do not fit.
-        """
+        """Compute the weighted loss, 0-dim, in float32 at least, of images (B, C, H, W) and of d (B,)."""
         _check_images("ModulatedL1Loss", "sr", sr, "gt", gt)
         if distance.shape != sr.shape[:1]:
             raise BSRError(f"ModulatedL1Loss: distance {tuple(distance.shape)}, expected ({sr.shape[0]},)")

@@ -14,66 +14,40 @@ from bsr_plugins.errors import BSRError, unknown_name
 from bsr_plugins.registration import register
 from bsr_plugins.whole_batch import gather_batch
 
-Sampler = Callable[[int, int, torch.Generator], Tensor]
-
+# Representations of an untrained encoder have variances of 1e-8, and need the gradient that spreads them.
 LEAST_VARIANCE = 1e-12
-"""What `KLDivergenceLoss` takes a smaller variance for.
 
-float32 cannot distinguish representations of order 1 that are so near each other. It is small because those of an
-untrained encoder have variances of 1e-8, and need the gradient that spreads them.
-"""
-
-
-DISTRIBUTIONS: dict[str, Sampler] = {
-    "gaussian": lambda count, dim, source: torch.randn(count, dim, generator=source, dtype=torch.float32),
-    "uniform": lambda count, dim, source: torch.rand(count, dim, generator=source, dtype=torch.float32),
-    "exponential": lambda count, dim, source: torch.empty(count, dim, dtype=torch.float32).exponential_(
-        generator=source
-    ),
+DISTRIBUTIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "gaussian": lambda samples, generator: samples.normal_(generator=generator),
+    "uniform": lambda samples, generator: samples.uniform_(generator=generator),
+    "exponential": lambda samples, generator: samples.exponential_(generator=generator),
 }
-"""What `EnergyDistanceLoss` can draw, as `(count, dim, generator) -> (count, dim)`, float32, on the CPU.
+"""What `EnergyDistanceLoss` can draw, into a float32 tensor on the CPU.
 
-N(0, 1), U(0, 1) and the exponential of rate 1, independent in each component. The paper names the three and gives
-no parameters; that these standard forms are meant is our reading.
+The paper names the three and gives no parameters; that these standard forms are meant is our reading.
 """
 
 
 class RepresentationLoss(nn.Module, ABC):
     """A loss on the distribution of a batch of representations; its block goes with any model that has them.
 
-    Under `torch.distributed` the batch is that of all ranks together, gathered with gradient, and every rank
-    computes the same loss. The backward pass of the gathering sums over ranks and
-    DistributedDataParallel then averages the parameters' gradients, so that they are exactly those of one process
-    on the whole batch. For that, ranks need batches of equal size and generators in equal states.
-
-    Args:
-        loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
-
-    Attributes:
-        least_batch: How many representations it needs, over all ranks.
-
-    Raises:
-        OptionError: The weight is out of its range.
+    Under `torch.distributed` every rank computes the loss of the batch of all ranks. The backward pass of the gathering
+    sums over ranks, and DistributedDataParallel averages the parameters' gradients, so that they are those of one
+    process. For that, ranks need batches of equal size and generators in equal states.
     """
 
-    least_batch = 1
+    least_batch = 1  # how many representations it needs, over all ranks
 
     def __init__(self, loss_weight: float = 0.01) -> None:
         super().__init__()
         self.loss_weight = number(loss_weight, "loss_weight", 0.0)
 
     def forward(self, representation: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the loss, in float32 at least, under autocast too.
+        """Compute the weighted loss, 0-dim, in float32 at least, under autocast too.
 
         Args:
             representation: (B, C), this rank's part of the batch.
             generator: CPU generator of all that is drawn, in the same state on every rank.
-
-        Returns:
-            The weighted loss, 0-dim.
-
-        Raises:
-            BSRError: The representation has not two dimensions, or there are too few of them.
         """
         if representation.dim() != 2:
             raise BSRError(f"{type(self).__name__}: representation {tuple(representation.shape)}, expected (B, C)")
@@ -92,10 +66,8 @@ class EnergyDistanceLoss(RepresentationLoss):
     """Energy distance of a batch of representations to samples of a known distribution (ReDSR, Eq. 5).
 
     With representations f_1 … f_b and samples t_1 … t_m: `2/(bm) Σ_i Σ_j |f_i − t_j| − 1/b² Σ_i Σ_j |f_i − f_j| −
-    1/m² Σ_i Σ_j |t_i − t_j|`, Euclidean norms, each point's pair with itself included. It is at least 0, and 0
-    where the two sets coincide. The distance of two points that coincide has gradient 0.
-
-    See `RepresentationLoss` for what happens under `torch.distributed`.
+    1/m² Σ_i Σ_j |t_i − t_j|`, Euclidean norms, each point's pair with itself included. It is at least 0. The distance
+    of two points that coincide has gradient 0.
 
     Args:
         loss_weight: Factor on the loss, at least 0; the paper's λ1 is 0.01.
@@ -103,9 +75,6 @@ class EnergyDistanceLoss(RepresentationLoss):
             component; see `DISTRIBUTIONS`. The paper's default is the Gaussian.
         num_samples: m, at least 1; the paper's is 64. They are drawn anew in each call, in float32.
         divide_by_dim: Whether to divide by C, as the released code does and Eq. 5 does not.
-
-    Raises:
-        OptionError: An argument is out of its range, or the distribution is unknown.
     """
 
     def __init__(
@@ -123,9 +92,9 @@ class EnergyDistanceLoss(RepresentationLoss):
         self.divide_by_dim = boolean(divide_by_dim, "divide_by_dim")
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute Eq. 5 of the whole batch (B, C) against fresh samples; 0-dim, unweighted."""
         dim = representation.shape[1]
-        samples = DISTRIBUTIONS[self.distribution](self.num_samples, dim, generator).to(representation)
+        samples = torch.empty(self.num_samples, dim, dtype=torch.float32)
+        samples = DISTRIBUTIONS[self.distribution](samples, generator).to(representation)
         distance = (
             2 * _mean_distance(representation, samples)
             - _mean_distance(representation, representation)
@@ -147,24 +116,14 @@ class KLDivergenceLoss(RepresentationLoss):
     (biased) variance σ_c² per component: `1/2 Σ_c (μ_c² + σ_c² − 1 − ln σ_c²)`. A variance below
     `LEAST_VARIANCE` counts as that and takes no gradient.
 
-    See `RepresentationLoss` for what happens under `torch.distributed`; mean and variance are those over all ranks.
-
     Args:
         loss_weight: Factor on the loss, at least 0; the paper names none for it, 0.01 is that of the energy
             distance which it replaces.
-
-    Raises:
-        OptionError: The weight is out of its range.
     """
 
     least_batch = 2
 
     def measure(self, representation: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
-        """Compute the divergence of the whole batch (B, C), B ≥ 2; 0-dim, unweighted. Nothing is drawn.
-
-        Raises:
-            BSRError: There is one representation only, which has no variance.
-        """
         count = representation.shape[0]
         if count < 2:
             raise BSRError(f"KLDivergenceLoss: a batch of {count} over all ranks, expected at least 2 representations")

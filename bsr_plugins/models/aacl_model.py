@@ -32,25 +32,16 @@ class AACLModel(ContrastiveModel):
     Of an image's V views (`num_views`), all under one degradation, those m are kept whose degraded distances have the
     smallest standard deviation (sigma-alignment); one of them is the query and is super-resolved, the others are its
     positives. Contrast is MoCo's, with the settings of DASR. Adaptive degradation sampling (ADS) is the `ads` sampler
-    of the degradation block. Options in addition to those of `ContrastiveModel`:
-
-    * `train.sigma_alignment`: see `SigmaAlignment`. A set whose deviation is above `max_std` is left out of the
-      contrast, not of the restoration, and its keys still serve as negatives. Losses get `accepted` (B,): whether a
-      set counts.
-
-    Logged in addition to what `ContrastiveModel` logs: `align_std` (mean deviation of the kept sets, in grey levels)
-    and `align_accepted`.
+    of the degradation block. To the options of `ContrastiveModel` comes `train.sigma_alignment`. A set whose deviation
+    is above its `max_std` is left out of the contrast, not of the restoration, and its keys still serve as negatives.
+    Losses get `accepted` (B,): whether a set counts. `align_std` (mean deviation of the kept sets, in grey levels) and
+    `align_accepted` are logged.
 
     Source: AACL's abstract names ADS, sigma-alignment and the fusion modules; the losses, the phase and how these are
     put together are DASR's, or ours where DASR has no counterpart.
-
-    Raises:
-        OptionError: The blocks do not fit together.
     """
 
     class TrainOptions(ContrastiveModel.TrainOptions):
-        """See `BlindSRModel.TrainOptions`."""
-
         sigma_alignment: SigmaAlignment | None = Field(
             default=None, description="How positives are chosen among the views of an image; null takes the defaults."
         )
@@ -58,7 +49,6 @@ class AACLModel(ContrastiveModel):
     train_options: TrainOptions
 
     def init_training_settings(self) -> None:
-        """Build what only training needs, and check that it fits."""
         super().init_training_settings()
         keep = self.alignment.keep
         line = f"datasets.train.num_views: {self.num_views}, expected at least train.sigma_alignment.keep, which is"
@@ -71,11 +61,9 @@ class AACLModel(ContrastiveModel):
 
     @property
     def keys_per_query(self) -> int:
-        """How many keys each query is contrasted with."""
         return self.alignment.keep - 1
 
     def offers(self, key: str) -> dict[str, str]:
-        """See `BlindSRModel.offers`."""
         return super().offers(key) | same("accepted")
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
@@ -85,7 +73,7 @@ class AACLModel(ContrastiveModel):
             distances = degraded_distance(lq, self.degradation.clean(gt))
             chosen = sigma_align(distances, self.alignment.keep, self.alignment.max_std)
         # In rising order of distance the query would always be the flattest patch.
-        shuffle = self.draw("query", len(lq), self._orders)
+        shuffle = self.draw("query", len(lq), self._ranks).argsort(dim=1)
         views = chosen.indices.gather(1, shuffle.to(self.device))
         rows = torch.arange(len(views), device=self.device)[:, None]
         self.lq, self.gt = lq[rows[:, 0], views[:, 0]], gt[rows[:, 0], views[:, 0]]
@@ -94,10 +82,7 @@ class AACLModel(ContrastiveModel):
         self.figures |= {"align_std": chosen.std.mean(), "align_accepted": chosen.accepted.float().mean()}
 
     def contrast(self, representation: Tensor) -> dict[str, Tensor]:
-        """See `ContrastiveModel.contrast`; and whether a set is aligned well enough to count."""
         return super().contrast(representation) | {"accepted": self.accepted}
 
-    def _orders(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw an order of the kept views for so many samples, (count, m)."""
-        ranks = torch.rand(count, self.alignment.keep, generator=generator, dtype=torch.float32)
-        return ranks.argsort(dim=1)
+    def _ranks(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, self.alignment.keep, generator=generator, dtype=torch.float32)

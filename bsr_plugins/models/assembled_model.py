@@ -19,12 +19,11 @@ from bsr_plugins.archs import RepresentationNet
 from bsr_plugins.atomic_file import write_atomically
 from bsr_plugins.blocks import build_from_block
 from bsr_plugins.data.patches import calibration_patches
-from bsr_plugins.degradations import Degradation, build_degradation
+from bsr_plugins.degradations import build_degradation
 from bsr_plugins.errors import BSRError, OptionError
-from bsr_plugins.models.dropout import ChannelDropout
 from bsr_plugins.models.feature_tap import FeatureTap, find_tap
 from bsr_plugins.models.step_guard import StepGuard, StepGuardOptions
-from bsr_plugins.models.step_losses import GENERATOR, build_losses, grey_images, same
+from bsr_plugins.models.step_losses import GENERATOR, SUFFIX, StepLoss, build_loss, grey_images, same
 from bsr_plugins.models.synchronised_batch_norm import synchronised
 from bsr_plugins.options.declared import OptionBlock, read_block
 
@@ -34,12 +33,22 @@ _TRIAL_SIDE = 48  # of LR images where the options do not say it
 Block = TypeVar("Block", bound=OptionBlock)
 
 
-class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
-    """The parts of a `BlindSRModel`, and how they are checked.
+class ChannelDropout(OptionBlock):
+    """Dropout of whole channels of the features before the last convolution.
 
-    All is checked while the model is built, with the networks and losses themselves, and before anything slow is done.
-    Options that cannot be used are raised together, as far as they do not depend on each other.
+    Source: Kong et al., CVPR 2022, "Reflash Dropout in Image Super-Resolution".
     """
+
+    p: float = Field(
+        ge=0,
+        lt=1,
+        description="Probability that a channel of an image is zero; the others are divided by 1 - p. Simple-Align's "
+        "is 0.7 for SRResNet and 0.5 for RRDB, MSRN and SwinIR.",
+    )
+
+
+class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
+    """The parts of a `BlindSRModel`, checked while they are built; faults are raised together where they can be."""
 
     class Options(OptionBlock):
         """Keys at the top of the option file."""
@@ -62,11 +71,16 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
 
     options: Options
     train_options: TrainOptions
+    condition: dict[str, Tensor]  # what `network_g` gets with the LR images, by the names of its arguments
     training_network_names: tuple[str, ...] = ()
     restores_every_view = True  # and not one view of each sample alone
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        check_device(opt)
+        if opt["num_gpu"] != 0 and not torch.cuda.is_available():
+            raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
+        if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
+            line = f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch"
+            raise OptionError(line)
         self._faults: list[str] = []
         self.options = _read_own(type(self).Options, opt, "")
         try:
@@ -76,19 +90,19 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self._raise_faults()
 
     def init_training_settings(self) -> None:
-        """Build what only training needs: degradation, networks, losses, EMA copy, optimiser and schedulers.
-
-        A method's model checks after it, by `expect`, what it wants of them.
-        """
+        """Build what only training needs; a method's model checks after it, by `expect`, what it wants of that."""
         self.net_g.train()
-        train_opt = self.opt["train"]
-        self.train_options = _read_own(type(self).TrainOptions, train_opt, "train")
+        self.train_options = _read_own(type(self).TrainOptions, self.opt["train"], "train")
         self.guard = StepGuard(self.train_options)
-        self.degradation = self._build_degradation()
+        where, block = self.opt["datasets"]["train"].get("degrade_on"), self.options.degradation
+        if (where == "device") != (block is not None):
+            raise OptionError(
+                f"degradation: the block is {'missing' if block is None else 'given'}, but datasets.train.degrade_on "
+                f"is {where!r}; expected the block with degrade_on: device only"
+            )
+        self.degradation = None if block is None else build_degradation(block, self.opt["scale"])
         self.training_networks = {name: self._build_training_network(name) for name in self.training_network_names}
-        declared = type(self).TrainOptions.model_fields
-        self.losses, faults = build_losses(train_opt, declared, self.offers, type(self).__name__, self.device)
-        self._faults += faults
+        self._build_losses()
         self._check_losses()
         self.try_losses(sr=self.lq_side * self.opt["scale"], gt=self.lq_side * self.opt["scale"], lq=self.lq_side)
         self.tap = self._find_tap()
@@ -97,10 +111,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.setup_schedulers()
 
     def expect(self, fits: bool, line: str) -> None:
-        """Say, while the model is built, whether its blocks fit, and the line of the error if they do not.
-
-        Of several lines about one key, the first is raised.
-        """
+        """Say, while the model is built, whether its blocks fit; if not, the first `line` about a key is raised."""
         if not fits and line.partition(":")[0] not in {fault.partition(":")[0] for fault in self._faults}:
             self._faults.append(line)
 
@@ -109,7 +120,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             raise OptionError(*self._faults)
 
     def offers(self, key: str) -> dict[str, str]:  # noqa: ARG002  (a method's step may offer a block other things)
-        """Return what a step offers to the loss `train.KEY`: names of parameters, and the quantity for each."""
+        """Return what a step offers to the loss `train.KEY`: parameters of `forward`, and the quantity for each."""
         images = {"pred": "sr", "sr": "sr", "x": "sr", "target": "gt", "gt": "gt", "lq": "lq"}
         return images | same("representation", "features", "paired_features", "views", GENERATOR)
 
@@ -118,7 +129,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         return [key for key, loss in self.losses.items() if not loss.quantities.isdisjoint(quantities)]
 
     def require_loss(self, key: str, quantity: str, example: str) -> None:
-        """Expect a loss that wants a quantity: that of `train.KEY`, as a rule."""
+        """Expect a loss that wants a quantity, as a rule that of `train.KEY`."""
         if self.wanted(quantity):
             return
         name = type(self).__name__
@@ -129,7 +140,7 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             self.expect(False, f"train.{key}.type: {kind!r}, expected a loss of {quantity}, such as {example!r}")
 
     def try_losses(self, **sides: int) -> None:
-        """Compute those losses that want nothing but some square images, by name with their sides, for trial."""
+        """Compute for trial the losses that want nothing but square images of some sides, by quantity."""
         for loss in self.losses.values():
             try:
                 loss.try_on(grey_images(sides, self.device))
@@ -153,20 +164,23 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         """`network_g` without a wrapper."""
         return self.get_bare_model(self.net_g)
 
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        """What `network_g` gets with the LR images, by the names of its arguments; here nothing."""
-        return {}
-
-    def _build_degradation(self) -> Degradation | None:
-        """Build the degradation on the device, if that is where images are degraded."""
-        where, block = self.opt["datasets"]["train"].get("degrade_on"), self.options.degradation
-        if (where == "device") != (block is not None):
-            raise OptionError(
-                f"degradation: the block is {'missing' if block is None else 'given'}, but datasets.train.degrade_on "
-                f"is {where!r}; expected the block with degrade_on: device only"
-            )
-        return None if block is None else build_degradation(block, self.opt["scale"])
+    def _build_losses(self) -> None:
+        """Build the loss of every block `train.KEY_opt` that is not null, and that the model does not declare."""
+        self.losses: dict[str, StepLoss] = {}
+        taken: dict[str, str] = {}
+        for key, block in self.opt["train"].items():
+            if not key.endswith(SUFFIX) or key in type(self).TrainOptions.model_fields or block is None:
+                continue
+            try:
+                loss = build_loss(key, block, self.offers(key), type(self).__name__, self.device)
+            except OptionError as error:
+                self._faults += error.lines
+                continue
+            clash = next((taken[name] for name in loss.names if name in taken), None)
+            line = f"train.{key}: is logged as {loss.names[0]}, like train.{clash}, expected another key"
+            self.expect(clash is None, line)
+            taken |= dict.fromkeys(loss.names, key)
+            self.losses[key] = loss
 
     def _check_losses(self) -> None:
         """Check that losses, dropout and tap fit the networks and the dataset."""
@@ -188,10 +202,9 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
 
     def _find_tap(self) -> FeatureTap | None:
         """Find the layer before which features of `network_g` are looked at or changed, if they are."""
-        layer, dropout = self.train_options.tap_layer, self.train_options.dropout
-        if dropout is None and not self.wanted("features", "paired_features"):
-            line = f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it"
-            self.expect(layer is None, line)
+        layer = self.train_options.tap_layer
+        if self.train_options.dropout is None and not self.wanted("features", "paired_features"):
+            self.expect(layer is None, f"train.tap_layer: {layer!r}, expected train.align_opt or train.dropout with it")
             return None
         if self._faults:
             return None
@@ -211,23 +224,17 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         return wrapped
 
     def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Check that a bare network for training fits `network_g`, and let it start; here all do.
-
-        Its checkpoint, if there is one, is loaded afterwards.
-        """
+        """Check that a bare network for training fits `network_g`, and let it start; its checkpoint is loaded after."""
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """Put a network on the device and wrap it; in training by several processes its batch normalisation is theirs.
-
-        With statistics of its part alone, each rank would train another network; see `synchronised`.
-        """
+        """Put a network on the device and wrap it; its batch normalisation is that of all ranks in training."""
         if self.is_train and self.opt["dist"]:
             net = synchronised(net, self.device)
         wrapped: nn.Module = super().model_to_device(net)
         return wrapped
 
     def setup_optimizers(self) -> None:
-        """Set up one optimiser, `train.optim_g`, over `network_g` and the networks for training."""
+        """Set up one optimiser, `train.optim_g`, over all networks."""
         networks = (self.net_g, *self.training_networks.values())
         parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
         settings = {key: value for key, value in self.opt["train"]["optim_g"].items() if key != "type"}
@@ -235,7 +242,6 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.optimizers.append(self.optimizer_g)
 
     def _make_average(self) -> None:
-        """Make the EMA copy of `network_g`, as `SRModel` does."""
         self.ema_decay = self.opt["train"].get("ema_decay", 0)
         if self.ema_decay <= 0:
             return
@@ -249,22 +255,18 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
         self.net_g_ema.eval()
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """Move the EMA copy's parameters towards `network_g`, and copy its buffers."""
         super().model_ema(decay)
         buffers = dict(self.bare_net_g.named_buffers())
         for name, buffer in self.net_g_ema.named_buffers():
             buffer.copy_(buffers[name])
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save `network_g`, the networks for training and the training state."""
         for name, network in self.training_networks.items():
             self.save_network(network, f"net_{name}", current_iter)
         super().save(epoch, current_iter)
 
     def calibrate(self) -> None:
-        """Read what the run has measured for adaptive sampling, or measure it on training images and save it.
-
-        The first step does it: the run has its folder by then, and options that are only checked cost no measuring.
+        """Read what the run has measured for adaptive sampling, or measure it and save it, at the first step.
 
         Raises:
             BSRError: What the run's folder has cannot be used, or a training image cannot be read.
@@ -283,18 +285,6 @@ class AssembledModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annot
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(self.degradation.calibration()).encode())
         get_root_logger().info(f"Measured the degraded distances for adaptive sampling; saved as {file}.")
-
-
-def check_device(opt: Mapping[str, Any]) -> None:
-    """Check that the machine has what `num_gpu` asks for.
-
-    Raises:
-        OptionError: There is no CUDA device, or several are to be trained on from one process.
-    """
-    if opt["num_gpu"] != 0 and not torch.cuda.is_available():
-        raise OptionError(f"num_gpu: {opt['num_gpu']}, but there is no CUDA device here, expected 0")
-    if opt["is_train"] and not opt["dist"] and opt["num_gpu"] > 1:
-        raise OptionError(f"num_gpu: {opt['num_gpu']} in one process, expected 1, or torchrun with --launcher pytorch")
 
 
 def _read_own(kind: type[Block], block: Mapping[str, Any], where: str) -> Block:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +20,6 @@ from bsr_plugins.whole_batch import gather_batch, rows_of_rank
 
 Drawn = TypeVar("Drawn", Tensor, Params)
 Draw = Callable[[int, torch.Generator], Drawn]
-"""Draws for so many images from a CPU generator: a tensor, or several by name, whose first dimension is the images."""
-
 _FILES = ("gt_path", "lq_path")
 
 
@@ -30,13 +27,13 @@ _FILES = ("gt_path", "lq_path")
 class BlindSRModel(AssembledModel):
     """BasicSR's `SRModel` with the degradation on the training device and the step cut into overridable parts.
 
-    A step is `prepare_batch`, `compute_losses`, `take_step`, `after_step`; a method's model overrides `compute_losses`
-    and little else. Keys that a model takes are declared in `Options` (at the top of the option file) and
-    `TrainOptions` (under `train`), which subclasses extend, and read from `options` and `train_options`. Blocks are:
+    A step is `prepare_batch`, `compute_losses`, `take_step`, `after_step`. Keys that a model takes are declared in
+    `Options` (at the top of the option file) and `TrainOptions` (under `train`), which subclasses extend, and read from
+    `options` and `train_options`. Blocks are:
 
-    * `degradation`: the block that `build_degradation` takes. The dataset then gives HR views only
-      (`degrade_on: device`), which are degraded here. With a dataset that gives `lq` itself, the block is left out.
-      What an `ads` sampler has measured is saved with the run as `degradation_calibration.json`.
+    * `degradation`: the block that `build_degradation` takes, for a dataset that gives HR views alone
+      (`degrade_on: device`). What an `ads` sampler has measured is saved with the run as
+      `degradation_calibration.json`.
     * `train.KEY_opt`: every such block is a loss of the run, logged as `l_KEY`; `type` may be any registered class. The
       names of the parameters of its `forward` say what it gets (see `offers`): `pred` or `sr`, `target` or `gt`, `lq`:
       images (B, 3, H, W) in [0, 1]; `representation` (B, D), for which `network_g` is a `RepresentationNet`; `features`
@@ -48,20 +45,14 @@ class BlindSRModel(AssembledModel):
       `net_NAME_*.pth`, resumed, put on the device and wrapped for DDP like `network_g`.
 
     The EMA copy takes over buffers as well as parameters: stock EMA leaves batch normalisation's running statistics
-    where they started. Several processes, each with its part of the batch, do what one does with the whole: what is
-    drawn, what losses compare, batch normalisation's statistics and the figures that are logged are those of all ranks.
+    where they started. Several processes, each with its part of the batch, do what one does with the whole.
 
     Attributes:
-        current_iter: The iteration of the step.
         step_made: Whether the last step was made; one with numbers that are not finite is skipped, see `StepGuard`.
-        guard: Decides that.
-        losses: The losses by their keys.
         batch_size: How many samples were degraded in the step, None before the first and where none are.
         params: The degradations that were drawn for this rank's samples in the step, if any.
         pair_params: The second ones, if any.
-
-    Raises:
-        OptionError: An option cannot be used on this machine or does not fit the others.
+        condition: What `network_g` gets with `lq`, by the names of its arguments.
     """
 
     current_iter: int
@@ -69,6 +60,7 @@ class BlindSRModel(AssembledModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.batch_size: int | None = None
+        self.condition: dict[str, Tensor] = {}
         self.params: Params = {}
         self.pair_params: Params = {}
         self.log_dict: dict[str, float] = {}
@@ -77,7 +69,7 @@ class BlindSRModel(AssembledModel):
         super().__init__(opt)
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """Take a batch: `lq` (and `gt`), or only HR views `gt`, shape (B, V, 3, H, W), to be degraded here."""
+        """Take a batch: `lq` (and `gt`), or only HR views `gt` (B, V, 3, H, W), to be degraded here."""
         self._files = {key: data[key] for key in _FILES if key in data}
         if "lq" in data:
             super().feed_data(data)
@@ -101,31 +93,27 @@ class BlindSRModel(AssembledModel):
 
     @torch.no_grad()
     def degrade(self, gt: Tensor) -> tuple[Tensor, Tensor, Params]:
-        """Draw one degradation per sample and apply it to all of the sample's views.
+        """Draw one degradation per sample and apply it to all of the sample's views (B, V, 3, H, W).
 
         Returns:
-            The views to be reproduced (B, V, 3, H, W), which are `gt` or made from it (`Degradation.target`), their LR
-            views (B, V, 3, h, w) and the drawn parameters.
+            The views to be reproduced (see `Degradation.target`), their LR views (B, V, 3, h, w) and the parameters.
         """
         assert self.degradation is not None
         gt = self.degradation.target(gt)
         self.batch_size = len(gt)
         self.params = self.draw("degradation", len(gt), self.degradation.sample)
+        self.condition = self.condition_of(self.params)
         return gt, self.degradation(gt, self.params), self.params
 
     @torch.no_grad()
     def degrade_again(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw a second degradation for every image of the batch.
-
-        Returns:
-            The LR images of `self.gt` under it, (N, 3, h, w), and the `condition` that goes with them.
-        """
+        """Draw a second degradation for every image; return the LR images (N, 3, h, w) and their `condition`."""
         assert self.degradation is not None
         self.pair_params = self.draw("degradation pair", len(self.gt), self.degradation.sample)
         return self.degradation(self.gt, self.pair_params), self.condition_of(self.pair_params)
 
     def condition_of(self, params: Params) -> dict[str, Tensor]:  # noqa: ARG002  (a method's network may want them)
-        """What `condition` is for images that were degraded with certain parameters; here nothing."""
+        """Return what `network_g` gets with images that were degraded with certain parameters, by its arguments."""
         return {}
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002  (methods may want them)
@@ -137,14 +125,7 @@ class BlindSRModel(AssembledModel):
         return self.losses_of(self.run_generator(bool(self.wanted("representation"))))
 
     def run_generator(self, with_representation: bool) -> dict[str, Any]:
-        """Run `network_g` on `lq` in training, as dropout and losses of features want it.
-
-        Args:
-            with_representation: Whether to ask it for the representations.
-
-        Returns:
-            What losses can ask for, by name: `sr`, `gt`, `lq`, and what was asked for. `self.output` is `sr`.
-        """
+        """Run `network_g`, on two degradations if a loss wants them; return what losses can ask for, by name."""
         lq, condition, images = self.lq, self.condition, len(self.lq)
         if self.wanted("paired_features"):
             pair_lq, pair_condition = self.degrade_again()
@@ -168,14 +149,9 @@ class BlindSRModel(AssembledModel):
         return found
 
     def losses_of(self, found: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-        """Compute the losses for which all is there that they want.
+        """Compute the losses for which all is `found` that they want, weighted, by their names in the log.
 
-        Args:
-            found: What the step has, by name.
-            more: What it has in addition by now. If given, only losses that want something of it are computed.
-
-        Returns:
-            The weighted losses by their names in the log.
+        With `more`, which the step has in addition by now, only losses that want something of it are computed.
         """
         if more is None and "representation" in found and self.wanted("representation"):
             everyones = gather_batch(found["representation"].detach())
@@ -191,24 +167,27 @@ class BlindSRModel(AssembledModel):
         return losses
 
     def _dropping(self, passes: int) -> Callable[[Tensor], Tensor] | None:
-        """Return what `train.dropout` does to the features of the batch, which comes so many times."""
+        """Return what `train.dropout` does to features of the batch, which comes `passes` times."""
         dropout = self.train_options.dropout
         if dropout is None or self.tap is None:
             return None
-        mask = self.draw("dropout", len(self.lq), partial(dropout.mask, self.tap.channels), passes).to(self.device)
+        channels, p = self.tap.channels, dropout.p
+
+        def sample(images: int, generator: torch.Generator) -> Tensor:
+            kept = torch.rand(images, channels, 1, 1, generator=generator, dtype=torch.float32) >= p
+            return kept / (1 - p)
+
+        mask = self.draw("dropout", len(self.lq), sample, passes).to(self.device)
         return lambda features: features * mask.to(features.dtype)
 
     def draw(self, purpose: str, images: int, sample: Draw[Drawn], passes: int = 1) -> Drawn:
-        """Draw for the images of all ranks, as one process does, and take what is this rank's.
+        """Draw for the images of all ranks, as one process does, and return what this rank's get, (passes · images, …).
 
         Args:
-            purpose: What the draw is for; with `manual_seed` and the iteration it is its address.
+            purpose: What the draw is for; a function of it, `manual_seed` and the iteration.
             images: How many images of this rank are drawn for: its samples, or all views of each one after another.
-            sample: Makes the draw.
+            sample: Draws for so many images: a tensor, or several by name, whose first dimension is the images.
             passes: How many times the images come, one batch behind the other.
-
-        Returns:
-            What this rank's images get, (passes · images, …).
         """
         rank, ranks, views = self.opt["rank"], self.opt["world_size"], self.views_of(images)
         drawn = sample(passes * images * ranks, self.shared_generator(purpose))
@@ -217,18 +196,15 @@ class BlindSRModel(AssembledModel):
         return {name: rows_of_rank(values, rank, ranks, views, passes) for name, values in drawn.items()}
 
     def views_of(self, images: int) -> int:
-        """Return how many of so many images of this rank's batch, one after another, are one sample's."""
+        """Return how many of `images`, one after another, are one sample's."""
         return images // self.batch_size if self.batch_size else 1
 
     def shared_generator(self, purpose: str) -> torch.Generator:
-        """Make the generator of a purpose at this iteration, in the same state on every rank."""
+        """Make the generator of a purpose at this iteration, equal on every rank."""
         return generator_at(self.opt["manual_seed"], purpose, self.current_iter)
 
     def take_step(self, losses: Mapping[str, Tensor]) -> bool:
-        """Backpropagate the sum of the losses and, if all numbers are finite, update parameters and EMA.
-
-        Returns:
-            Whether the step was made.
+        """Backpropagate the losses and, if all numbers are finite, update parameters and EMA; return whether they are.
 
         Raises:
             NonFiniteError: Too many steps in a row were skipped; see `StepGuard`.
@@ -246,27 +222,23 @@ class BlindSRModel(AssembledModel):
         return True
 
     def after_backward(self) -> None:
-        """Change gradients before they are used; here nothing is changed."""
+        """Change gradients before they are used."""
 
     def after_step(self) -> None:
-        """Update what follows the networks without a gradient; here there is nothing."""
+        """Update what follows the networks without a gradient."""
 
     def describe_degradation(self) -> str:
         """Write down what was drawn for this rank's samples in the last step, and again for pairs."""
         return " / again: ".join(describe_params(params) for params in (self.params, self.pair_params) if params)
 
     def _describe_batch(self) -> str:
-        """Name the batch's files, and how they were degraded."""
         parts = [f"{key} {', '.join(map(str, value))}" for key, value in self._files.items()]
-        drawn = " ".join(self.describe_degradation().split())
+        drawn = self.describe_degradation()
         return "; ".join(parts + ([f"degraded by {drawn}"] if drawn else [])) or "files unknown"
 
     def test(self) -> None:
-        """Super-resolve `lq` of any size to `output`, with the EMA copy of the network if there is one.
-
-        Ranks validate different images, so the network runs without DDP's wrapper: that would wait for the other ranks
-        wherever there are buffers, such as batch normalisation's.
-        """
+        """Super-resolve `lq` of any size to `output`, with the EMA copy of the network if there is one."""
+        # Without DDP's wrapper: ranks validate different images, and it would wait for the others to send buffers.
         net: nn.Module = self.net_g_ema if hasattr(self, "net_g_ema") else self.bare_net_g
         training = net.training
         net.eval()

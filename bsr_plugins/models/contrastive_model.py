@@ -31,10 +31,6 @@ class EncoderPhase(OptionBlock):
     )
     gamma: float = Field(default=0.1, ge=0, le=1, description="The factor at each of `milestones`.")
 
-    def lr_at(self, iteration: int) -> float:
-        """Return the learning rate of an iteration, which counts from 1."""
-        return self.lr * self.gamma ** sum(iteration > milestone for milestone in self.milestones)
-
 
 class ContrastiveModel(BlindSRModel, ABC):
     """A training model with `network_moco`; a method's model chooses queries and keys in `prepare_batch`.
@@ -43,8 +39,7 @@ class ContrastiveModel(BlindSRModel, ABC):
     Options in addition to those of `BlindSRModel`:
 
     * `network_moco`: the key side (`MoCo`);
-    * `train.contrastive_opt`: the loss (`InfoNCELoss`), which gets `query` (B, D), `positive` (B, D) or (B, M, D) and
-      `negatives` (D, K): unit vectors;
+    * `train.contrastive_opt`: the loss (`InfoNCELoss`); see it for `query`, `positive` and `negatives`, which it gets;
     * `train.encoder_phase`: see `EncoderPhase`. Losses of `sr` are left out of it. The schedule of `train.scheduler`
       and the warm-up count from the end of the phase; `total_iter` includes it.
 
@@ -53,8 +48,6 @@ class ContrastiveModel(BlindSRModel, ABC):
     """
 
     class TrainOptions(BlindSRModel.TrainOptions):
-        """See `BlindSRModel.TrainOptions`."""
-
         encoder_phase: EncoderPhase | None = Field(
             default=None, description="The first iterations, in which only the encoder learns; null is none."
         )
@@ -64,13 +57,11 @@ class ContrastiveModel(BlindSRModel, ABC):
     restores_every_view = False
 
     def init_training_settings(self) -> None:
-        """Build what only training needs, and check that it fits."""
         super().init_training_settings()
         self.encoder_phase = self.train_options.encoder_phase or EncoderPhase()
         total, phase = self.opt["train"]["total_iter"], self.encoder_phase.iters
         self.expect(phase <= total, f"train.encoder_phase.iters: {phase}, expected a whole number in [0, {total}]")
-        name = type(self).__name__
-        self.expect(self.degradation is not None, f"degradation: the block is missing, {name} needs it")
+        self.expect(self.degradation is not None, f"degradation: the block is missing, {type(self).__name__} needs it")
         self.require_loss("contrastive_opt", "query", "InfoNCELoss")
         keys = self.opt["datasets"]["train"]["batch_size_per_gpu"] * self.opt["world_size"] * self.keys_per_query
         size = self.bare_moco.queue.shape[1]
@@ -88,11 +79,7 @@ class ContrastiveModel(BlindSRModel, ABC):
         return self.get_bare_model(self.training_networks["moco"])
 
     def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Let the key side start where the encoder is.
-
-        Raises:
-            BSRError: It is no key side, or not of this encoder.
-        """
+        """Let the key side start where the encoder is."""
         super().start_training_network(name, network)
         if not isinstance(network, MoCo):
             raise OptionError(f"network_moco.type: {self.opt['network_moco']['type']!r}, expected 'MoCo'")
@@ -102,7 +89,6 @@ class ContrastiveModel(BlindSRModel, ABC):
             network.start_from(self.bare_net_g.encoder)
 
     def offers(self, key: str) -> dict[str, str]:
-        """See `BlindSRModel.offers`."""
         return super().offers(key) | same("query", "positive", "negatives")
 
     @property
@@ -114,7 +100,8 @@ class ContrastiveModel(BlindSRModel, ABC):
         """Set the learning rate: the phase's, then the schedule from its beginning."""
         since = current_iter - self.encoder_phase.iters
         if since <= 0:
-            lr = self.encoder_phase.lr_at(current_iter)
+            phase = self.encoder_phase
+            lr = phase.lr * phase.gamma ** sum(current_iter > milestone for milestone in phase.milestones)
             self._set_lr([[lr] * len(optimizer.param_groups) for optimizer in self.optimizers])
             return
         if since == 1:
@@ -122,7 +109,6 @@ class ContrastiveModel(BlindSRModel, ABC):
         super().update_learning_rate(since, warmup_iter)
 
     def compute_losses(self) -> dict[str, Tensor]:
-        """Return the losses on the representation and, after the encoder phase, the restoration losses."""
         if self.in_encoder_phase:
             found = {"representation": self.bare_net_g.encode(self.lq), "lq": self.lq, "gt": self.gt}
         else:
@@ -139,8 +125,8 @@ class ContrastiveModel(BlindSRModel, ABC):
         return {"query": query, "positive": self.keys, "negatives": self.bare_moco.queue}
 
     def after_backward(self) -> None:
-        """Average the encoder's gradients over the ranks in its phase, when `network_g` runs without DDP's forward."""
         super().after_backward()
+        # DDP, whose forward does not run in the phase, averages the gradients of the others.
         if self.in_encoder_phase and several_ranks():
             for parameter in self.bare_net_g.encoder.parameters():
                 distributed.all_reduce(parameter.grad)

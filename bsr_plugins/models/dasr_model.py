@@ -9,8 +9,6 @@ from bsr_plugins.degradations import Params
 from bsr_plugins.models.contrastive_model import ContrastiveModel
 from bsr_plugins.registration import register
 
-_VIEWS = 2
-
 
 @register(MODEL_REGISTRY)
 class DASRModel(ContrastiveModel):
@@ -19,16 +17,12 @@ class DASRModel(ContrastiveModel):
     Two patches of an image share one degradation: the first is the query and is super-resolved, the second is its
     positive. Options are those of `ContrastiveModel`. With `train.representation_opt: {type: EnergyDistanceLoss}` it
     is the "DASR + ED loss" of ReDSR's Table 4.
-
-    Raises:
-        OptionError: The blocks do not fit together.
     """
 
     def init_training_settings(self) -> None:
-        """Build what only training needs, and check that it fits."""
         super().init_training_settings()
-        line = f"datasets.train.num_views: {self.num_views}, expected {_VIEWS}, a query and its positive"
-        self.expect(self.num_views == _VIEWS, line)
+        line = f"datasets.train.num_views: {self.num_views}, expected 2, a query and its positive"
+        self.expect(self.num_views == 2, line)
 
     def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
         """Take the first view as the query, the second as its key."""

@@ -29,10 +29,9 @@ class ReDSRModel(BlindSRModel):
     the degrader turn the HR patch of the second into its LR patch (Eq. 2–4). Options in addition to those of
     `BlindSRModel`:
 
-    * `train.redegradation_opt`: the loss between reproduced and true LR patch, Eq. 4: `{type: L1Loss}`, whose `pred`
-      and `target` these are; and `network_degrader`, the degrader (`ReDSRDegrader`). Without both it is a network of
-      Table 2 that has no re-degradation, and `num_views` is 1. With them the other losses may want `distance` (B,), d
-      of Eq. 8;
+    * `train.redegradation_opt: {type: L1Loss}`: the loss between reproduced and true LR patch, Eq. 4; and
+      `network_degrader` (`ReDSRDegrader`). Without both it is a network of Table 2 that has no re-degradation, and
+      `num_views` is 1. With them the other losses may want `distance` (B,), d of Eq. 8;
     * `train.pixel_opt: {type: ModulatedL1Loss}`: Eq. 7 and 8, or a plain loss. The released code has
       `{type: L1Loss, loss_weight: 2}`;
     * `train.representation_opt: {type: EnergyDistanceLoss}`: Eq. 5, or `KLDivergenceLoss`.
@@ -41,9 +40,6 @@ class ReDSRModel(BlindSRModel):
     and testing too, from a `PairedDegradationDataset`.
 
     Logged with the losses: `redegradation_rmse` (mean d of Eq. 8, in grey levels) and `modulation` (mean W).
-
-    Raises:
-        OptionError: The blocks do not fit together.
     """
 
     restores_every_view = False
@@ -55,45 +51,33 @@ class ReDSRModel(BlindSRModel):
             self._raise_faults()
 
     def init_training_settings(self) -> None:
-        """Build what only training needs, and check that it fits."""
-        redegrades = self._redegrades
+        self._redegrades = redegrades = self.opt["train"].get("redegradation_opt") is not None
         if redegrades != (self.opt.get("network_degrader") is not None):
             missing, given = ["network_degrader", "train.redegradation_opt"][:: 1 if redegrades else -1]
             raise OptionError(f"{missing}: the block is missing, {given} needs it")
         self.training_network_names = ("degrader",) if redegrades else ()
         if self.needs_kernel:  # a flat one, until there is a batch
             size = self.bare_net_g.encoder.kernel_size
-            self.kernel = torch.full((_TRIAL_BATCH, size, size), 1 / size**2, device=self.device)
+            self.condition = {"kernel": torch.full((_TRIAL_BATCH, size, size), 1 / size**2, device=self.device)}
         super().init_training_settings()
-        dataset_opt, expected = self.opt["datasets"]["train"], 2 if redegrades else 1
-        where = dataset_opt.get("degrade_on")
-        self.expect(
-            self.num_views == expected and where == "device",
-            f"datasets.train.num_views: {self.num_views} with degrade_on: {where}, expected {expected} with "
-            f"degrade_on: device {'with' if redegrades else 'without'} train.redegradation_opt",
-        )
+        dataset_opt, views, expected = self.opt["datasets"]["train"], self.num_views, 2 if redegrades else 1
+        where, kind = dataset_opt.get("degrade_on"), "with" if redegrades else "without"
+        wanted = f"expected {expected} with degrade_on: device {kind} train.redegradation_opt"
+        line = f"datasets.train.num_views: {views} with degrade_on: {where}, {wanted}"
+        self.expect(views == expected and where == "device", line)
         self._check_network({} if self.degradation is None else {"degradation": self.degradation})
         smallest = getattr(getattr(self.bare_net_g, "encoder", None), "smallest_side", 1)
-        self.expect(
-            self.lq_side >= smallest,
-            f"datasets.train.gt_size: {dataset_opt.get('gt_size')}, expected at least {smallest * self.opt['scale']}, "
-            f"as ReDSREncoder takes LR patches of at least {smallest} pixels",
-        )
+        line = f"datasets.train.gt_size: {dataset_opt.get('gt_size')}, expected at least {smallest * self.opt['scale']}"
+        self.expect(self.lq_side >= smallest, f"{line}, as ReDSREncoder takes LR patches of at least {smallest} pixels")
         if redegrades:
             self.require_loss("redegradation_opt", "reproduced", "L1Loss")
             self.try_losses(reproduced=self.lq_side, other_lq=self.lq_side)
 
-    @property
-    def _redegrades(self) -> bool:
-        return self.opt["train"].get("redegradation_opt") is not None
-
     def start_training_network(self, name: str, network: nn.Module) -> None:
-        """Check that the degrader fits scale and encoder."""
         super().start_training_network(name, network)
         if not isinstance(network, ReDSRDegrader):
-            raise OptionError(
-                f"network_degrader.type: {self.opt['network_degrader']['type']!r}, expected 'ReDSRDegrader'"
-            )
+            kind = self.opt["network_degrader"]["type"]
+            raise OptionError(f"network_degrader.type: {kind!r}, expected 'ReDSRDegrader'")
         scale, found = self.opt["scale"], network.representation_dim
         line = f"network_degrader.scale: {network.scale}, expected scale, which is {scale!r}"
         self.expect(network.scale == scale, line)
@@ -102,65 +86,48 @@ class ReDSRModel(BlindSRModel):
         self.expect(found == dim, line)
 
     def offers(self, key: str) -> dict[str, str]:
-        """See `BlindSRModel.offers`; the images of `redegradation_opt` are the reproduced LR patch and the true one."""
         if key == "redegradation_opt":
             pair = {"pred": "reproduced", "sr": "reproduced", "x": "reproduced", "target": "other_lq", "gt": "other_lq"}
             return pair | same("representation", GENERATOR)
         return super().offers(key) | (same("distance") if self._redegrades else {})
 
-    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:
+    def prepare_batch(self, gt: Tensor, lq: Tensor, params: Params) -> None:  # noqa: ARG002
         """Take the first view for encoder and generator, the second, if there is one, for the degrader."""
         self.lq, self.gt = lq[:, 0], gt[:, 0]
         if self.training_networks:
             self.other_lq, self.other_gt = lq[:, 1], gt[:, 1]
-        if self.needs_kernel:
-            self.kernel = self.condition_of(params)["kernel"]
 
     @property
     def needs_kernel(self) -> bool:
         """Whether `network_g` looks at the true blur kernel."""
         return bool(getattr(self.bare_net_g, "needs_kernel", False))
 
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        """See `BlindSRModel.condition`."""
-        return {"kernel": self.kernel} if self.needs_kernel else {}
-
     def condition_of(self, params: Params) -> dict[str, Tensor]:
-        """See `BlindSRModel.condition_of`."""
         assert self.degradation is not None
         return {"kernel": self.degradation.kernels(params).to(self.device)} if self.needs_kernel else {}
 
     def compute_losses(self) -> dict[str, Tensor]:
-        """Return the losses of Eq. 9, or those of them that the options ask for."""
         found = self.run_generator(with_representation=True)
         losses = self.losses_of(found)
         return losses | self.losses_of(found, self.redegrade(found["representation"]))
 
     def redegrade(self, representation: Tensor) -> dict[str, Tensor]:
-        """Reproduce the other LR patch, if there is one; return what losses can ask for of it, and log its distance."""
+        """Reproduce the other LR patch, if there is one; return what losses can ask for of it."""
         if not self.training_networks:
             return {}
         reproduced = self.training_networks["degrader"](self.other_gt, representation)
         distance = redegradation_distance(reproduced, self.other_lq)
-        self.figures |= {
-            "redegradation_rmse": distance.mean() * _GREY_LEVELS,
-            "modulation": modulation(distance).mean(),
-        }
+        self.figures["redegradation_rmse"] = distance.mean() * _GREY_LEVELS
+        self.figures["modulation"] = modulation(distance).mean()
         return {"reproduced": reproduced, "other_lq": self.other_lq, "distance": distance}
 
     def feed_data(self, data: Mapping[str, Any]) -> None:
-        """See `BlindSRModel.feed_data`; whole images come with their `kernel`."""
         super().feed_data(data)
         if self.needs_kernel and "kernel" in data:
-            self.kernel = data["kernel"].to(self.device)
+            self.condition = {"kernel": data["kernel"].to(self.device)}
 
     def _check_network(self, blurs: dict[str, Any]) -> None:
-        """Check that `network_g` has a representation, and that there are kernels wherever the oracle looks.
-
-        Args:
-            blurs: Degradations by their places in the option file; those of the datasets are added.
-        """
+        """Check that `network_g` has a representation, and that `blurs` and datasets have kernels for its oracle."""
         line = f"network_g.type: {self.opt['network_g']['type']!r}, expected a network with a representation"
         self.expect(isinstance(self.bare_net_g, RepresentationNet), line)
         if not self.needs_kernel:
@@ -168,17 +135,14 @@ class ReDSRModel(BlindSRModel):
         scale, wanted = self.opt["scale"], self.bare_net_g.encoder.kernel_size
         for phase, dataset_opt in self.opt["datasets"].items():
             kind, place = dataset_opt["type"], f"datasets.{phase}"
-            self.expect(
-                kind == "PairedDegradationDataset",
-                f"{place}.type: {kind!r}, expected 'PairedDegradationDataset', which knows the blur kernels that the "
-                "oracle encoder wants",
-            )
-            if dataset_opt.get("protocol") is not None:
-                blurs[f"{place}.protocol"] = protocol_degradation(dataset_opt["protocol"], scale)
-            elif dataset_opt.get("degradation") is not None:
-                blurs[f"{place}.degradation"] = build_degradation(
-                    dataset_opt["degradation"], scale, f"{place}.degradation"
-                )
+            reason = "which knows the blur kernels that the oracle encoder wants"
+            line = f"{place}.type: {kind!r}, expected 'PairedDegradationDataset', {reason}"
+            self.expect(kind == "PairedDegradationDataset", line)
+            protocol, block = dataset_opt.get("protocol"), dataset_opt.get("degradation")
+            if protocol is not None:
+                blurs[f"{place}.protocol"] = protocol_degradation(protocol, scale)
+            elif block is not None:
+                blurs[f"{place}.degradation"] = build_degradation(block, scale, f"{place}.degradation")
         for place, degradation in blurs.items():
             taps = degradation.kernel_size
             found = "no single kernel" if taps is None else f"{taps} taps"

@@ -20,9 +20,6 @@ class SimpleAlignModel(BlindSRModel):
     * with neither: the baseline, on one degradation per image.
 
     In the other models `align_opt` leaves the second output without a loss of images.
-
-    Raises:
-        OptionError: The blocks do not fit together.
     """
 
     restores_pairs = True

@@ -19,8 +19,6 @@ from bsr_plugins.whole_batch import several_ranks
 
 _DIGITS = 4
 _COUNTS = ("skipped_in_a_row", "skipped_total")
-_Report = tuple[int, list[str], list[str], str]
-"""What one rank knows of a skipped step: its number, bad losses, bad gradients, and its batch."""
 
 
 class NonFiniteError(BSRError):
@@ -45,44 +43,22 @@ class StepGuard:
     A step whose losses or total gradient norm are not finite on some rank leaves no trace: the optimiser does not step,
     and buffers, such as batch normalisation's statistics, are put back. A gradient whose square overflows counts as one
     that is not finite: Adam would never forget it.
-
-    Args:
-        options: See `StepGuardOptions`.
-
-    Attributes:
-        skipped_total: How many steps were skipped since the run began.
     """
 
     def __init__(self, options: StepGuardOptions) -> None:
         self._options = options
         self.skipped_in_a_row = self.skipped_total = 0
         self._norm: float | None = None
-        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def begin(self, networks: Iterable[nn.Module]) -> None:
-        """Keep the buffers of networks as they are before the step."""
-        holders = {module for network in networks for module in network.modules()}
-        self._kept = [
-            (holder, name, buffer, buffer.clone())
-            for holder in holders
-            for name, buffer in holder.named_buffers(recurse=False)
-        ]
+        self._put_back = keep_buffers(networks)
 
     def passes(
         self, iteration: int, losses: Mapping[str, Tensor], parameters: Sequence[Tensor], describe: Callable[[], str]
     ) -> bool:
-        """Check a step after its backward pass, and clip its gradients.
+        """Say whether a step may be made, and clip its gradients; all ranks call it after the backward pass.
 
-        Under several processes it is collective: every rank calls it for the same iteration.
-
-        Args:
-            iteration: The iteration, from 1.
-            losses: The losses by name, 0-dim.
-            parameters: What the optimiser is going to change.
-            describe: Says what the batch was, for the log; called if the step is skipped.
-
-        Returns:
-            Whether the step may be made. If not, buffers are what they were, and one line in the log says why.
+        If it may not, one line in the log says why; `describe` says for it what the batch was.
 
         Raises:
             NonFiniteError: `max_nonfinite_steps` were skipped in a row.
@@ -101,14 +77,15 @@ class StepGuard:
             return True
         self._norm = None
         self._put_back()
+        self.skipped_in_a_row += 1
+        self.skipped_total += 1
         named = [f"{name} is {value}" for name, value in zip(losses, numbers, strict=True) if not math.isfinite(value)]
         gradients = [] if math.isfinite(total) else [f"the gradient norm of optimizers[0] is {total}"]
-        rank = distributed.get_rank() if several_ranks() else 0
-        self._count_skipped(iteration, (rank, named, gradients, describe()))
+        self._report(iteration, named, gradients, describe())
         return False
 
     def figures(self) -> dict[str, float]:
-        """Return what to log with the last step: `grad_norm`, if asked, and `skipped_steps`, if there are any."""
+        """Return what to log of the last step: `grad_norm`, if asked, and `skipped_steps`, if there are any."""
         figures = {}
         if self._options.log_grad_norm and self._norm is not None:
             figures["grad_norm"] = self._norm
@@ -117,60 +94,57 @@ class StepGuard:
         return figures
 
     def state(self) -> dict[str, int]:
-        """Return the counts of skipped steps, for a checkpoint."""
         return {name: getattr(self, name) for name in _COUNTS}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from counts that `state` gave; a checkpoint of BasicSR's has none."""
+        """Go on from a checkpoint's counts; one of BasicSR's has none."""
         self.skipped_in_a_row, self.skipped_total = (state.get(name, 0) for name in _COUNTS)
 
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        """Make the buffers what they were: the same tensors with the same content."""
-        for holder, name, buffer, content in self._kept:
-            setattr(holder, name, buffer.copy_(content))
-
-    def _count_skipped(self, iteration: int, report: _Report) -> None:
-        """Count a skipped step and log it with the batches of those ranks that are at fault."""
-        self.skipped_in_a_row += 1
-        self.skipped_total += 1
-        reports: list[Any] = [report]
+    def _report(self, iteration: int, *found: Any) -> None:
+        """Log a skipped step, of which bad losses, bad gradients and the batch were found, for the ranks at fault."""
+        reports: list[Any] = [found]
         if several_ranks():
             reports = [None] * distributed.get_world_size()
-            distributed.all_gather_object(reports, report)
+            distributed.all_gather_object(reports, found)
         # Gradients are averaged over ranks: they are bad on all of them where a loss is on one.
-        at_fault: list[_Report] = [each for each in reports if each[1]] or [each for each in reports if each[2]]
-        lines = [
-            f"{f'rank {rank}: ' if len(reports) > 1 else ''}{', '.join(losses + gradients)}; {batch}"
-            for rank, losses, gradients, batch in at_fault
-        ]
+        bad = 0 if any(losses for losses, _, _ in reports) else 1
+        at_fault = [(rank, ", ".join(one[0] + one[1]), one[2]) for rank, one in enumerate(reports) if one[bad]]
+        several = len(reports) > 1
+        lines = [f"{f'rank {rank}: ' if several else ''}{reason}; {batch}" for rank, reason, batch in at_fault]
         row, total = self.skipped_in_a_row, self.skipped_total
         get_root_logger().warning(
             f"Iteration {iteration}: step skipped ({row} in a row, {total} in all): {' | '.join(lines)}"
         )
         if row >= self._options.max_nonfinite_steps:
-            reason = ", ".join(at_fault[0][1] + at_fault[0][2])
             raise NonFiniteError(
-                f"iteration {iteration}: {row} steps in a row were skipped ({reason}), as many as "
+                f"iteration {iteration}: {row} steps in a row were skipped ({at_fault[0][1]}), as many as "
                 "train.max_nonfinite_steps allows; expected finite losses and gradients: look at the images and "
                 "degradations that the log names, lower train.optim_*.lr, or set train.clip_grad_norm"
             )
 
 
+def keep_buffers(networks: Iterable[nn.Module]) -> Callable[[], None]:
+    """Keep all buffers of networks, and return what makes them what they were: the same tensors, the same content."""
+    holders = {module for network in networks for module in network.modules()}
+    kept = [
+        (holder, name, buffer, buffer.clone())
+        for holder in holders
+        for name, buffer in holder.named_buffers(recurse=False)
+    ]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for holder, name, buffer, content in kept:
+            setattr(holder, name, buffer.copy_(content))
+
+    return put_back
+
+
 def describe_params(params: Params) -> str:
-    """Write drawn parameters down in one line, sample by sample: numbers to four digits, whole numbers as they are.
-
-    Args:
-        params: CPU tensors whose first dimension is the batch.
-
-    Returns:
-        For instance `#0 lambda1=1.25 noise_seed=7; #1 lambda1=0.4 noise_seed=8`; empty if there are none.
-    """
+    """Write drawn parameters down, sample by sample: `#0 lambda1=1.25 noise_seed=7; #1 lambda1=0.4 noise_seed=8`."""
     samples = min((len(values) for values in params.values()), default=0)
-    return "; ".join(
-        f"#{number} " + " ".join(f"{name}={_written(values[number])}" for name, values in params.items())
-        for number in range(samples)
-    )
+    written = [[f"{name}={_written(values[n])}" for name, values in params.items()] for n in range(samples)]
+    return "; ".join(f"#{number} {' '.join(values)}" for number, values in enumerate(written))
 
 
 def _written(value: Tensor) -> str:

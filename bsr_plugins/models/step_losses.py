@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,10 @@ from bsr_plugins.random_states import random_states_kept
 GENERATOR = "generator"
 """The quantity that is made for each loss: a CPU generator, in the same state on every rank."""
 
-_SUFFIX = "_opt"
+SUFFIX = "_opt"
 _GREY = 0.5
 _STEMS = {"pixel": "pix", "perceptual": "percep", "contrastive": "contrast"}  # BasicSR's names in the log, and DASR's
 _NOT_TAKEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-Offers = Callable[[str], Mapping[str, str]]
-"""What a step offers to the loss of a block, by its key: names of parameters, and the quantity that each stands for."""
 
 
 def same(*names: str) -> dict[str, str]:
@@ -36,16 +33,9 @@ def same(*names: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class StepLoss:
-    """A loss of the run.
+    """A loss; `wants` are the parameters of its `forward` that a step can serve, with the quantity for each."""
 
-    Attributes:
-        key: Its block's key under `train`, e.g. `align_opt`.
-        block: The block.
-        module: The loss.
-        wants: The parameters of its `forward` that a step can serve, and the quantity for each.
-    """
-
-    key: str
+    key: str  # of its block under `train`, e.g. `align_opt`
     block: Mapping[str, Any]
     module: Callable[..., Any]
     wants: Mapping[str, str]
@@ -58,22 +48,12 @@ class StepLoss:
     @property
     def names(self) -> tuple[str, str]:
         """What the loss is called in the log, and the second of a pair, as a perceptual loss gives."""
-        key = self.key.removesuffix(_SUFFIX)
+        key = self.key.removesuffix(SUFFIX)
         stem = _STEMS.get(key, key)
         return f"l_{stem}", "l_style" if key == "perceptual" else f"l_{stem}_style"
 
     def compute(self, quantities: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the loss.
-
-        Args:
-            quantities: What the step has, at least all that the loss wants.
-
-        Returns:
-            The weighted loss by its name in the log, 0-dim; of a pair both that are not None. And figures to log.
-
-        Raises:
-            OptionError: It gives something else than numbers.
-        """
+        """Return the weighted loss, 0-dim, or both of a pair, by their names in the log; and figures to log."""
         result = self.module(**{name: quantities[quantity] for name, quantity in self.wants.items()})
         figures: Mapping[str, Tensor | float] = {}
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
@@ -84,16 +64,13 @@ class StepLoss:
             raise OptionError(
                 f"train.{self.key}: {dict(self.block)!r}, expected a loss that is one number, as with reduction: mean"
             )
-        key, device = self.key.removesuffix(_SUFFIX), next(iter(losses.values())).device
-        tensors = {name: torch.as_tensor(value, device=device) for name, value in figures.items()}
-        return losses, {f"{key}_{name}": at_least_float32(tensor) for name, tensor in tensors.items()}
+        stem, device = self.key.removesuffix(SUFFIX), next(iter(losses.values())).device
+        return losses, {
+            f"{stem}_{name}": at_least_float32(torch.as_tensor(value, device=device)) for name, value in figures.items()
+        }
 
     def try_on(self, images: Mapping[str, Tensor]) -> None:
-        """Compute the loss of images for trial, if it wants nothing else; it and all random states stay as they were.
-
-        Raises:
-            OptionError: It cannot be computed, or gives something else than numbers.
-        """
+        """Compute the loss of images for trial, if it wants nothing else; it and random states stay as they were."""
         if not self.wants or not images.keys() >= {*self.wants.values()}:
             return
         image = images[next(iter(self.wants.values()))]
@@ -110,43 +87,10 @@ class StepLoss:
             ) from error
 
 
-def build_losses(
-    train_opt: Mapping[str, Any], others: Collection[str], offers: Offers, model: str, device: torch.device
-) -> tuple[dict[str, StepLoss], list[str]]:
-    """Build all losses of a run.
-
-    Args:
-        train_opt: The block `train`; every block `KEY_opt` in it that is not null describes a loss.
-        others: Keys that do not.
-        offers: What the step offers.
-        model: The model's name, for messages.
-        device: Where the losses are computed.
-
-    Returns:
-        The losses by their keys, and what is wrong with the others, a line for each fault.
-    """
-    losses: dict[str, StepLoss] = {}
-    faults: list[str] = []
-    taken: dict[str, str] = {}
-    for key, block in train_opt.items():
-        if not key.endswith(_SUFFIX) or key in others or block is None:
-            continue
-        try:
-            loss = _build(key, block, offers(key), model, device)
-        except OptionError as error:
-            faults += error.lines
-            continue
-        clash = next((taken[name] for name in loss.names if name in taken), None)
-        if clash is not None:
-            faults.append(f"train.{key}: is logged as {loss.names[0]}, like train.{clash}, expected another key")
-        taken |= dict.fromkeys(loss.names, key)
-        losses[key] = loss
-    return losses, faults
-
-
-def _build(
+def build_loss(
     key: str, block: Mapping[str, Any], offered: Mapping[str, str], model: str, device: torch.device
 ) -> StepLoss:
+    """Build the loss of the block `train.KEY`, to which the step of a model, named in messages, offers quantities."""
     place = f"train.{key}"
     try:
         made: Any = build_from_block(block, dict(iter(LOSS_REGISTRY)), place)

@@ -60,7 +60,7 @@ def plain_kl_divergence(f: list[list[float]]) -> float:
 @given(st.integers(1, 7), st.integers(1, 6), st.integers(1, 9), st.sampled_from(sorted(DISTRIBUTIONS)), st.integers(0))
 def test_energy_distance_agrees_with_eq_5(batch: int, dim: int, count: int, distribution: str, seed: int) -> None:
     points = 2 * random_points(batch, dim, seed % 2**63) + 0.5
-    samples = DISTRIBUTIONS[distribution](count, dim, samples_generator())
+    samples = DISTRIBUTIONS[distribution](torch.empty(count, dim), samples_generator())
     expected = plain_energy_distance(points.tolist(), samples.tolist())
     for divide_by_dim, divisor in ((False, 1), (True, dim)):
         loss = EnergyDistanceLoss(0.25, distribution, num_samples=count, divide_by_dim=divide_by_dim)
@@ -90,7 +90,7 @@ def test_energy_distance_is_not_negative(batch: int, dim: int, spread: float, di
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_energy_distance_of_the_samples_themselves_is_zero_and_its_gradient_finite(distribution: str) -> None:
-    points = DISTRIBUTIONS[distribution](16, 5, samples_generator())
+    points = DISTRIBUTIONS[distribution](torch.empty(16, 5), samples_generator())
     loss = EnergyDistanceLoss(1.0, distribution, num_samples=16)
     assert float(loss(points, samples_generator())) == pytest.approx(0, abs=1e-6)
     assert torch.allclose(gradient_of(loss, points), torch.zeros(16, 5), atol=1e-6)
@@ -98,7 +98,7 @@ def test_energy_distance_of_the_samples_themselves_is_zero_and_its_gradient_fini
 
 def test_points_that_coincide_pull_towards_the_samples_alone() -> None:
     points = random_points(1, 3, seed=2).expand(4, 3)
-    samples = DISTRIBUTIONS["gaussian"](8, 3, samples_generator()).double()
+    samples = DISTRIBUTIONS["gaussian"](torch.empty(8, 3), samples_generator()).double()
     steps = points[0] - samples
     expected = 2 / (4 * 8) * (steps / steps.norm(dim=1, keepdim=True)).sum(dim=0)
     gradient = gradient_of(EnergyDistanceLoss(1.0, num_samples=8), points)
@@ -130,7 +130,7 @@ def test_descent_brings_points_to_the_distribution(distribution: str) -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_distributions_have_their_moments(distribution: str) -> None:
-    drawn = DISTRIBUTIONS[distribution](40000, 2, samples_generator())
+    drawn = DISTRIBUTIONS[distribution](torch.empty(40000, 2), samples_generator())
     mean, std = MEAN_AND_STD[distribution]
     assert drawn.dtype == torch.float32
     for values in drawn.double().T:

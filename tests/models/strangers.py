@@ -35,20 +35,6 @@ class Listed(nn.Module):
         return x
 
 
-class Functional(nn.Module):
-    """Hands the weights of its convolutions to `conv2d`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tail = nn.Conv2d(4, 3, 3, 1, 1)
-        self.body = nn.Conv2d(4, 4, 3, 1, 1)
-        self.head = nn.Conv2d(3, 4, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.body(self.head(x)))
-        return F.conv2d(x, weight=self.tail.weight, bias=self.tail.bias, padding=1)
-
-
 class Recurrent(nn.Module):
     """Runs one convolution three times, and another before, between and under a second name."""
 
@@ -62,17 +48,6 @@ class Recurrent(nn.Module):
         x = torch.tanh(self.shared(x))
         x = torch.tanh(self.shared(self.other(x)))
         return torch.tanh(self.alias(x) + 1)
-
-
-class Half(nn.Module):
-    """Calls a convolution, and then the same one by its weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(torch.tanh(self.conv(x)), self.conv.weight, padding=1)
 
 
 class Untidy(nn.Module):
@@ -98,16 +73,13 @@ class Untidy(nn.Module):
 
 
 class Overwriting(nn.Module):
-    """Writes into what its convolution got, or lets it be."""
+    """Writes into what its convolution got."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 3, 1)
-        self.overwrites = True
 
     def forward(self, x: Tensor) -> Tensor:
         features = x * 2
         result: Tensor = self.conv(features)
-        if self.overwrites:
-            features.add_(1)
-        return result + features
+        return result + features.add_(1)

@@ -108,7 +108,7 @@ def test_what_is_aligned_are_two_degradations_of_the_images_that_are_restored(
     last.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     condition = {}
     if name == "oracle":
-        condition = {"kernel": torch.cat([model.kernel, degradation.kernels(params)])}
+        condition = {"kernel": torch.cat([model.condition["kernel"], degradation.kernels(params)])}
     model.net_g(torch.cat([model.lq, second]), **condition)
     expected, _ = AlignmentLoss(1e3)(seen[0], generator_at(10, "align_opt", ITERATION))
     assert float(losses["l_align"].detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
@@ -168,7 +168,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"dropout": {"p": 1.0}}, {}, r"train\.dropout\.p: 1\.0, expected a number in \[0, 1\)"),
     ({"dropout": {"p": -0.1}}, {}, r"train\.dropout\.p: -0\.1, expected a number in \[0, 1\)"),
     ({"dropout": {"p": "0.5"}}, {}, r"train\.dropout\.p: '0\.5', expected a number"),
-    ({"dropout": {"p": float("nan")}}, {}, r"train\.dropout\.p: nan, expected a number"),
+    ({"dropout": {"p": float("nan")}}, {}, r"train\.dropout\.p: nan, expected a finite number"),
     ({"dropout": {"p": 0.5, "rate": 0.5}}, {}, r"train\.dropout\.rate: unknown key, expected one of p"),
     ({"dropout": {}}, {}, r"train\.dropout\.p: the key is missing"),
     ({"dropout": 0.5}, {}, r"train\.dropout: 0\.5, expected a block of keys, or null"),
