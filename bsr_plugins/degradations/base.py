@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bsr_plugins.blocks import build_from_block
 from bsr_plugins.degradations.params import Params
-from bsr_plugins.errors import BSRError
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.registration import Registry
 
 
@@ -35,7 +36,7 @@ class Degradation(ABC):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether `calibrate` or `load_calibration` must be called before `sample`; by default nothing is measured."""
+        """Whether `calibrate` or `load_calibration` must be called before `sample`."""
         return False
 
     @abstractmethod
@@ -67,11 +68,7 @@ class Degradation(ABC):
         """
 
     def check_images(self, gt: Tensor) -> None:
-        """Check that images are RGB, shape (B, …, 3, H, W), with sides that are multiples of the scale.
-
-        Raises:
-            BSRError: They are not.
-        """
+        """Refuse what are no RGB images, shape (B, …, 3, H, W), with sides that are multiples of the scale."""
         height, width = gt.shape[-2:]
         if gt.dim() < 4 or gt.shape[-3] != 3:
             raise BSRError(f"degradation: images of shape {tuple(gt.shape)}, expected (B, …, 3, H, W)")
@@ -79,16 +76,6 @@ class Degradation(ABC):
             raise BSRError(
                 f"degradation: images of {height}x{width} pixels, expected sides that are multiples of {self.scale}"
             )
-
-    def check_columns(self, params: Params, names: Iterable[str], count: int) -> None:
-        """Check that parameters are there, for `count` samples.
-
-        Raises:
-            BSRError: One is missing, or given for another number of samples.
-        """
-        for name in names:
-            if name not in params or len(params[name]) != count:
-                raise BSRError(f"degradation: the parameter {name} is missing or not given for {count} samples")
 
     @abstractmethod
     def clean(self, gt: Tensor) -> Tensor:
@@ -107,3 +94,22 @@ class Degradation(ABC):
 
 DEGRADATIONS: Registry[Callable[..., Degradation]] = Registry("degradation")
 """All degradations by their names in option files."""
+
+
+def build_degradation(block: Mapping[str, Any], scale: int | None = None, where: str = "degradation") -> Degradation:
+    """Build the degradation that an option file's `degradation:` block describes.
+
+    Args:
+        block: `type` names the class, the other keys are its arguments.
+        scale: The run's scale: the degradation's, where the block names none, and else what it has to be.
+        where: The block's place in the option file, for messages.
+
+    Raises:
+        OptionError: A name or key is unknown, a value is out of range, or the block is for another scale.
+    """
+    if scale is not None and isinstance(block, Mapping):
+        block = {"scale": scale, **block}
+    degradation = build_from_block(block, DEGRADATIONS, where)
+    if scale is not None and degradation.scale != scale:
+        raise OptionError(f"{where}.scale: {degradation.scale}, expected scale, which is {scale!r}")
+    return degradation

@@ -9,6 +9,8 @@ followed by a gather; `tools/bench/degradations.py` measures them against that.
   float32 images on a CPU. Elsewhere it is applied in the frequency domain on the reflect-padded image, and the bicubic
   follows as `W Y Wᵀ`.
 
+Images have the shape (B, …, H, W), sides larger than the kernels' radius and, where `scale` is given, multiples of it;
+they become (B, …, H/s, W/s). Kernel b, shape (k, k), k odd, is for all of image b. All is differentiable in the images.
 Kernels are applied as `conv2d` and OpenCV's `filter2D` apply them (correlation); the field's kernels are symmetric
 about their centre, where this is the convolution of Eq. 1.
 """
@@ -30,21 +32,14 @@ _PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out 
 
 
 def blur(x: Tensor, kernels: Tensor) -> Tensor:
-    """Blur images with reflected borders (the edge pixel is not doubled).
-
-    Args:
-        x: Images, shape (B, …, H, W), H and W larger than the kernel's radius. Differentiable.
-        kernels: Kernels, shape (B, k, k), k odd; kernel b blurs all of x[b].
-
-    Raises:
-        BSRError: The images are too small for the kernel.
-    """
-    height, width = x.shape[-2:]
+    """Blur images with reflected borders (the edge pixel is not doubled)."""
+    height, width = _sides(x, kernels)
     radius = kernels.shape[-1] // 2
-    _check_room(height, width, radius)
-    size = (_fast_length(height + 2 * radius), _fast_length(width + 2 * radius))
+    size = tuple(scipy.fft.next_fast_len(side + 2 * radius, real=True) for side in (height, width))
     padded = F.pad(x.reshape(x.shape[0], -1, height, width), (radius,) * 4, mode="reflect")
-    spectrum = torch.fft.rfft2(padded, s=size) * _kernel_spectra(kernels, size)[:, None]
+    # Only the rows of the kernels that are not padding are transformed.
+    spectra = torch.fft.fft(torch.fft.rfft(kernels.flip(-2, -1), size[1]), size[0], dim=-2)
+    spectrum = torch.fft.rfft2(padded, s=size) * spectra[:, None]
     # A circular convolution wraps the kernel's tail round into the first 2·radius rows and columns only.
     inside = slice(2 * radius, 2 * radius + height), slice(2 * radius, 2 * radius + width)
     blurred: Tensor = torch.fft.irfft2(spectrum, s=size)
@@ -54,14 +49,9 @@ def blur(x: Tensor, kernels: Tensor) -> Tensor:
 def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") -> Tensor:
     """Blur with any kernels, then downsample by MATLAB's bicubic: `(x ⊗ k) ↓s` of Eq. 1.
 
-    Args:
-        x: Images, shape (B, …, H, W), sides multiples of `scale`. Differentiable.
-        kernels: Kernels, shape (B, k, k).
-        scale: Downsampling factor s; images become (B, …, H/s, W/s).
-        border: Border of the bicubic, `clamp` or `mirror`; the blur's is always reflected.
+    `border` is the bicubic's, `clamp` or `mirror`; the blur's is always reflected.
     """
-    height, width = x.shape[-2:]
-    _check_room(height, width, kernels.shape[-1] // 2)
+    height, width = _sides(x, kernels)
     size = (height // scale, width // scale)
     images = x.reshape(x.shape[0], -1, height, width)
     if worth_fusing(x, kernels.shape[-1], scale):
@@ -78,35 +68,23 @@ def blur_bicubic(x: Tensor, kernels: Tensor, scale: int, border: str = "clamp") 
 
 
 def separable_blur_bicubic(x: Tensor, profiles: Tensor, scale: int, border: str = "clamp") -> Tensor:
-    """Blur with separable kernels, then downsample: equals `blur_bicubic` with the outer products of the profiles.
-
-    The profiles, 1-D kernels, have the shape (B, k).
-    """
-    height, width = x.shape[-2:]
-    _check_room(height, width, profiles.shape[-1] // 2)
+    """Do as `blur_bicubic` with the outer products of profiles, 1-D kernels, shape (B, k)."""
+    height, width = _sides(x, profiles)
     images = x.reshape(x.shape[0], -1, height, width)
     rows = _blurred_bicubic(profiles, height, scale, border)
     columns = rows if width == height else _blurred_bicubic(profiles, width, scale, border)
     return columns.apply_columns(rows.apply_rows(images)).reshape(*x.shape[:-2], height // scale, width // scale)
 
 
-def _check_room(height: int, width: int, radius: int) -> None:
+def _sides(x: Tensor, kernels: Tensor) -> torch.Size:
+    """Return the (height, width) of images; refuse those too small for the kernels."""
+    (height, width), radius = x.shape[-2:], kernels.shape[-1] // 2
     if min(height, width) <= radius:
         raise BSRError(
             f"blur: an image of {height}x{width} pixels is too small for a kernel of {2 * radius + 1} taps, "
             f"expected sides above {radius}"
         )
-
-
-@lru_cache(maxsize=256)
-def _fast_length(length: int) -> int:
-    return int(scipy.fft.next_fast_len(length, real=True))
-
-
-def _kernel_spectra(kernels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the half spectra of kernels, transforming only the rows that are not padding."""
-    spectra: Tensor = torch.fft.fft(torch.fft.rfft(kernels.flip(-2, -1), size[1]), size[0], dim=-2)
-    return spectra
+    return x.shape[-2:]
 
 
 def _blurred_bicubic(profiles: Tensor, in_size: int, scale: int, border: str) -> BandedMatrix:

@@ -19,6 +19,7 @@ from bsr_plugins.degradations.params import (
     SEED,
     Params,
     by_group,
+    check_columns,
     classical_params,
     replaced,
     select,
@@ -163,7 +164,7 @@ class ClassicalDegradation(Degradation):
             if not any(name in params or name in needed for name in stage.columns):
                 whole |= dict.fromkeys(stage.columns, off)
         columns = dict.fromkeys([*needed, *(name for stage in stages for name in stage.columns)])
-        self.check_columns(whole, columns, count)
+        check_columns(whole, columns, count)
         for name in params:
             if name not in columns and name != _TYPE:
                 raise unknown_name("degradation: among the parameters", name, columns)

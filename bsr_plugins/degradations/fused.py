@@ -39,17 +39,13 @@ class _Tiling:
     blocks: int  # blocks per window, q
     before: int  # HR pixels of padding before the image
 
-    def tiles(self, size: int, scale: int) -> int:
-        """Count the tiles of an axis of `size` HR pixels."""
-        return -(-size // (scale * _TILE))
+    def after(self, size: int) -> int:
+        """Count the HR pixels of padding after an axis of `size` pixels."""
+        return (-(-size // self.block) + self.blocks - 1) * self.block - self.before - size
 
-    def after(self, size: int, scale: int) -> int:
-        """Count the HR pixels of padding after the image."""
-        return (self.tiles(size, scale) + self.blocks - 1) * self.block - self.before - size
-
-    def fits(self, size: int, scale: int) -> bool:
-        """Say whether an axis of `size` HR pixels is long enough to be reflected that far."""
-        return max(self.before, self.after(size, scale)) < size
+    def fits(self, *sizes: int) -> bool:
+        """Say whether axes of so many HR pixels are long enough to be reflected that far."""
+        return all(max(self.before, self.after(size)) < size for size in sizes)
 
 
 @lru_cache(maxsize=16)
@@ -71,19 +67,15 @@ def worth_fusing(x: Tensor, taps: int, scale: int) -> bool:
     height, width = x.shape[-2:]
     tiling = _tiling(scale, taps, x.dtype)
     products = (tiling.blocks * tiling.block / scale) ** 2
-    fits = tiling.fits(height, scale) and tiling.fits(width, scale)
-    return fits and height * width >= _FEWEST_PIXELS and products <= _MOST_PRODUCTS
+    return tiling.fits(height, width) and height * width >= _FEWEST_PIXELS and products <= _MOST_PRODUCTS
 
 
 def fused_blur_bicubic(x: Tensor, kernel: Tensor, scale: int, border: str) -> Tensor:
-    """Blur planes (N, H, W) with one kernel (k, k), then downsample them by MATLAB's bicubic to (N, H/s, W/s).
-
-    The planes have to be long enough for the padding (see `worth_fusing`). See `blur.blur_bicubic` for the rest.
-    """
+    """Do as `blur_bicubic` for planes (N, H, W), long enough for the padding (see `worth_fusing`), and one kernel."""
     height, width = x.shape[-2:]
     tiling = _tiling(scale, kernel.shape[-1], x.dtype)
     before = tiling.before
-    padded = F.pad(x, (before, tiling.after(width, scale), before, tiling.after(height, scale)), mode="reflect")
+    padded = F.pad(x, (before, tiling.after(width), before, tiling.after(height)), mode="reflect")
     lq = _inner(padded, kernel, tiling)[:, : height // scale, : width // scale]
     rows = _edge_rows(padded, kernel, before, (height, width), scale, border)
     columns = _edge_rows(padded.mT, kernel.mT, before, (width, height), scale, border).mT

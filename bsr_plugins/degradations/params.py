@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -32,8 +32,7 @@ def classical_params(
 ) -> Params:
     """Write down the parameters of classical degradations, instead of drawing them.
 
-    Those of further stages, e.g. `motion_length`, can be added as float64 tensors; stages whose columns are absent
-    are off.
+    Those of further stages, e.g. `motion_length`, can be added as float64 tensors.
 
     Args:
         lambda1: Widths (standard deviations in HR pixels) along the kernel's first axis, ≥ 0; 0 means no blur.
@@ -63,18 +62,21 @@ def select(params: Params, members: Tensor) -> Params:
     return {name: column[members] for name, column in params.items()}
 
 
-def require(params: Params, name: str, fine: Tensor, expected: str) -> None:
-    """Check that a parameter is fine for all samples; `fine` says so for each, bool, shape (B,).
+def check_columns(params: Params, names: Iterable[str], count: int) -> None:
+    """Refuse parameters of which one is missing, or given for another number of samples."""
+    for name in names:
+        if name not in params or len(params[name]) != count:
+            raise BSRError(f"degradation: the parameter {name} is missing or not given for {count} samples")
 
-    Raises:
-        BSRError: It is not; the message gives its name, a value that is not, and what was expected.
-    """
+
+def require(params: Params, name: str, fine: Tensor, expected: str) -> None:
+    """Refuse a parameter that is not fine for all samples; `fine` says so for each, bool, shape (B,)."""
     if not bool(fine.all()):
         raise BSRError(f"degradation: the parameter {name} is {params[name][~fine][0].item()}, expected {expected}")
 
 
 def check_quality(params: Params, name: str) -> None:
-    """Check JPEG qualities; see `require`."""
+    """Refuse JPEG qualities that libjpeg does not know."""
     fine = (params[name] == 0) | (params[name] >= 1) & (params[name] <= 100)
     require(params, name, fine, "a number in [1, 100], or 0 for none")
 
@@ -100,14 +102,9 @@ def by_group(
     size: tuple[int, int],
     apply: Callable[[Key, Tensor, Params], Tensor],
 ) -> Tensor:
-    """Apply a function to samples group by group.
+    """Make images (B, …, H, W) into ones of another size, group by group.
 
-    Args:
-        x: Images, shape (B, …, H, W), on any device.
-        params: Their parameters.
-        groups: Their groups.
-        size: The (h, w) of what comes out.
-        apply: Takes a group, its images and their parameters.
+    `groups` names each sample's group; `apply` takes a group, its images and their parameters.
     """
     members: dict[Key, list[int]] = {}
     for index, group in enumerate(groups):

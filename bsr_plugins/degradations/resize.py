@@ -52,9 +52,8 @@ def banded(matrix: Tensor) -> BandedMatrix:
     blocks, starts = [], []
     for rows in row_slices(matrix.shape[0]):
         touched = (matrix[rows] != 0).any(0).nonzero().flatten()
-        first, last = int(touched[0]), int(touched[-1])
-        blocks.append(matrix[rows, first : last + 1].contiguous())
-        starts.append(first)
+        starts.append(int(touched[0]))
+        blocks.append(matrix[rows, starts[-1] : int(touched[-1]) + 1].contiguous())
     return BandedMatrix(tuple(blocks), tuple(starts))
 
 
@@ -69,11 +68,7 @@ def cubic(x: Tensor) -> Tensor:
 def border_indices(indices: Tensor, size: int, border: str) -> Tensor:
     """Bring indices outside [0, size) back inside.
 
-    Args:
-        indices: Integer positions, any shape.
-        size: Length of the axis.
-        border: `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with the edge pixel
-            doubled (MATLAB).
+    `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with it doubled (MATLAB).
 
     Raises:
         OptionError: The border is unknown.
@@ -125,14 +120,11 @@ def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> T
 
 
 def blurred_rows(in_size: int, scale: int, taps: int, border: str, rows: slice) -> tuple[Tensor, int]:
-    """Return some rows (LR pixels) of `W · R(e_t)`, for every tap t of a blur.
+    """Return some rows (LR pixels) of `W · R(e_t)` for every tap t, and the HR pixel of their first column.
 
     The bicubic of a blurred axis is a matrix, `W · R(g)`, W the bicubic and R(g) the blur with reflected borders. It is
-    linear in the taps of g: it is the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them.
-
-    Returns:
-        tuple[Tensor, int]: float64, shape (taps, rows, width), and the HR pixel that its first column stands for; no
-        row touches a pixel outside.
+    linear in the taps of g: the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them. The shape is (taps, rows,
+    width), float64; no row touches a pixel outside.
     """
     bicubic = bicubic_matrix(in_size, in_size // scale, border)[rows]
     touched = (bicubic != 0).any(0).nonzero().flatten()

@@ -14,7 +14,7 @@ from bsr_plugins.blocks import boolean, integer
 from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
 from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
-from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, replaced
+from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, check_columns, replaced
 from bsr_plugins.degradations.resize import bicubic_resize
 from bsr_plugins.degradations.second_order_options import MODES, FinalOptions, read_round
 from bsr_plugins.degradations.second_order_params import (
@@ -177,7 +177,7 @@ class SecondOrderDegradation(Degradation):
 
     def _check(self, gt: Tensor, params: Params) -> None:
         self.check_images(gt)
-        self.check_columns(params, self._names, gt.shape[0])
+        check_columns(params, self._names, gt.shape[0])
         check_params(params)
         smallest = self.smallest_side(params)
         if min(gt.shape[-2:]) < smallest:

@@ -18,20 +18,13 @@ _SIGMA = 0.3 * (_RADIUS - 1) + 0.8  # in pixels, as OpenCV derives it from the n
 def sharpen(x: Tensor, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
     """Sharpen images where they differ much from their blur, as `USMSharp` of BasicSR does.
 
-    Where an image differs from its blur by more than the threshold it is taken further away from it; the mask of such
-    pixels is blurred too, so that sharpened and untouched parts flow into each other.
+       Where an image differs from its blur by more than `threshold` grey levels it is taken further away from it, by
+       `weight` times the difference; the mask of such pixels is blurred too.
 
-    Blurs are Gaussian with a width of 8 pixels and 51 taps, done one axis at a time. Borders are reflected without
-    doubling the edge pixel, to and fro where an image is smaller than the radius: so does OpenCV, whereas `USMSharp`
-    refuses such images.
-
-    Args:
-        x: Images in [0, 1], shape (…, C, H, W), float32 or float64, any device and any size.
-        weight: How far sharpened pixels move away from the blur, as a multiple of the difference.
-        threshold: Difference from the blur, on the 0–255 scale, above which a pixel is sharpened.
-
-    Returns:
-        Tensor: Images in [0, 1], shape of `x`.
+       Blurs are Gaussian with a width of 8 pixels and 51 taps, done one axis at a time. Borders are reflected without
+       doubling the edge pixel, to and fro where an image is smaller than the radius: so does OpenCV, whereas `USMSharp`
+       refuses such images.
+    Images are in [0, 1], shape (…, C, H, W), float32 or float64.
     """
     residual = x - _blur(x)
     mask = _blur((residual.abs() * GREY_LEVELS > threshold).to(x.dtype))
@@ -40,15 +33,13 @@ def sharpen(x: Tensor, weight: float = 0.5, threshold: float = 10.0) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    rows = _gaussian(x.shape[-2], x.dtype, x.device)
-    columns = _gaussian(x.shape[-1], x.dtype, x.device)
+    rows, columns = (_gaussian(size, x.dtype, x.device) for size in x.shape[-2:])
     return columns.apply_columns(rows.apply_rows(x))
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(mode=False)
 def _gaussian(size: int, dtype: torch.dtype, device: torch.device) -> BandedMatrix:
-    """Return the blur of an axis of `size` pixels."""
     profile = gaussian_profiles(torch.tensor([_SIGMA], dtype=torch.float64), 2 * _RADIUS + 1)
     sources = reflected_indices(torch.arange(size)[:, None] + torch.arange(-_RADIUS, _RADIUS + 1), size)
     matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, sources, profile.expand(size, -1))

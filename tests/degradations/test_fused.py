@@ -65,7 +65,7 @@ def test_equals_blur_and_bicubic_one_after_the_other(
     height, width = (scale * side for side in size)
     taps = 2 * radius + 1
     tiling = fused._tiling(scale, taps, torch.float64)
-    assume(tiling.fits(height, scale) and tiling.fits(width, scale))
+    assume(tiling.fits(height, width))
     x, kernel = views(height, width)[:, 0], lopsided_kernels(1, taps)
     made = fused_blur_bicubic(x[0], kernel[0], scale, border)
     torch.testing.assert_close(made, bicubic_resize(blur(x, kernel), size, border)[0], rtol=0, atol=1e-12)

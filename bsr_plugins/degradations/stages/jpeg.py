@@ -64,13 +64,7 @@ _NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixel
 
 @STAGES.register("jpeg")
 class JPEG(LRStage):
-    """Baseline JPEG: `jpeg: {quality: [30, 95]}`.
-
-    Args:
-        quality: Qualities in [1, 100]; any number in the range is drawn, not whole ones alone, so that a sampler can be
-            even.
-        sampler: The sampler.
-    """
+    """Baseline JPEG: `jpeg: {quality: [30, 95]}`, in [1, 100]; any number is drawn, so that a sampler can be even."""
 
     columns = ("jpeg_quality",)
     order = 200
@@ -80,25 +74,19 @@ class JPEG(LRStage):
 
     @classmethod
     def check(cls, params: Params) -> None:
-        """See `Stage.check`."""
         check_quality(params, "jpeg_quality")
 
     @classmethod
     def change(cls, lq: Tensor, params: Params) -> Tensor:
-        """See `LRStage.change`."""
         return jpeg(lq, params["jpeg_quality"])
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Compress and decompress images.
+    """Compress and decompress RGB images in [0, 1], shape (B, …, 3, H, W), any size.
 
-    Args:
-        x: RGB images in [0, 1], shape (B, …, 3, H, W), any size; rounded to 8 bits first, as any encoder does.
-        quality: Qualities in [1, 100] on libjpeg's scale, shape (B,). One between two whole numbers has quantisation
-            tables between theirs: a file that libjpeg could write, though OpenCV does not ask for it.
-
-    Returns:
-        Tensor: Images of the same shape, on the 8-bit grid. No gradient flows through the roundings.
+    They are rounded to 8 bits first, as by any encoder, and come back on the 8-bit grid, without a gradient. Qualities,
+    shape (B,), are in [1, 100] on libjpeg's scale. One between two whole numbers has quantisation tables between
+    theirs: a file that libjpeg could write, though OpenCV does not ask for it.
     """
     height, width = x.shape[-2:]
     quality = quality.to(x.device, torch.float64)
