@@ -160,10 +160,9 @@ _FAMILIES = Families(**dict(zip(FAMILIES, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), 
 class BlurOptions(OptionBlock):
     """A round's blur."""
 
-    prob: Prob = Field(description="that the round blurs; by default 1, in the second round 0.8")
+    prob: Prob = Field(description="that the round blurs")
     sigma: Annotated[Range, _within(0, math.inf, above=True)] = Field(
-        description="widths (standard deviations) in pixels, up to half the most taps, both drawn for anisotropic "
-        "kernels; by default [0.2, 3], in the second round [0.2, 1.5]"
+        description="widths (standard deviations) in pixels, up to half the most taps, both drawn for anisotropic ones"
     )
     sinc_prob: Prob = Field(0.1, description="of a sinc kernel (cut-off from π/3, from 13 taps on π/5, to π)")
     families: Families = Field(_FAMILIES, description="of each family otherwise; those left out have 0")
@@ -209,12 +208,9 @@ class BlurOptions(OptionBlock):
 class ResizeOptions(OptionBlock):
     """A round's resize."""
 
-    prob: Directions = Field(
-        description="of each direction; by default 0.2, 0.7, 0.1, in the second round 0.3, 0.4, 0.3"
-    )
+    prob: Directions = Field(description="of each direction")
     scale: Annotated[Range, _within(0, 8, above=True), AfterValidator(_around_one)] = Field(
-        description="least and greatest factor, in the second round relative to the LR size, with 1 between them; "
-        "by default [0.15, 1.5], in the second round [0.3, 1.2]"
+        description="least and greatest factor, in the second round relative to the LR size, with 1 between them"
     )
     modes: Modes = Field(MODES, description="ways of `interpolate`, not antialiased, equally likely")
 
@@ -235,12 +231,8 @@ class ResizeOptions(OptionBlock):
 class NoiseOptions(OptionBlock):
     """A round's noise, Gaussian or Poisson."""
 
-    gaussian: Annotated[Range, _within(0, 255)] = Field(
-        description="levels on the 0–255 scale; by default [1, 30], in the second round [1, 25]"
-    )
-    poisson: Annotated[Range, _within(0, 100)] = Field(
-        description="strengths, 1 being photon noise; by default [0.05, 3], in the second round [0.05, 2.5]"
-    )
+    gaussian: Annotated[Range, _within(0, 255)] = Field(description="levels on the 0–255 scale")
+    poisson: Annotated[Range, _within(0, 100)] = Field(description="strengths, 1 being photon noise")
     gaussian_prob: Prob = Field(0.5, description="of Gaussian noise; else it is Poisson noise")
     grey_prob: Prob = Field(0.4, description="of noise that all colours share")
 
