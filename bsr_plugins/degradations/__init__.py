@@ -2,12 +2,12 @@
 
 from bsr_plugins.degradations.base import DEGRADATIONS as DEGRADATIONS
 from bsr_plugins.degradations.base import Degradation as Degradation
+from bsr_plugins.degradations.base import Params as Params
 from bsr_plugins.degradations.base import build_degradation as build_degradation
+from bsr_plugins.degradations.base import classical_params as classical_params
 from bsr_plugins.degradations.classical import ClassicalDegradation as ClassicalDegradation
 from bsr_plugins.degradations.distance import degraded_distance as degraded_distance
 from bsr_plugins.degradations.distance import sigma_align as sigma_align
-from bsr_plugins.degradations.params import Params as Params
-from bsr_plugins.degradations.params import classical_params as classical_params
 from bsr_plugins.degradations.protocols import PROTOCOLS as PROTOCOLS
 from bsr_plugins.degradations.protocols import Protocol as Protocol
 from bsr_plugins.degradations.protocols import Setting as Setting

@@ -5,7 +5,7 @@ followed by a gather; `tools/bench/degradations.py` measures them against that.
 
 * A separable kernel g gᵀ and the bicubic are both separable, so together they are `A_y X A_xᵀ` with one banded matrix
   per axis: `A = W · R(g)`, W the bicubic, R(g) the blur with reflected borders.
-* Any other kernel is applied together with the bicubic as one strided convolution (`fused.py`) where that is fast: to
+* Any other kernel is applied together with the bicubic as one strided convolution (below) where that is fast: to
   float32 images on a CPU. Elsewhere it is applied in the frequency domain on the reflect-padded image, and the bicubic
   follows as `W Y Wᵀ`.
 
@@ -13,10 +13,23 @@ Images have the shape (B, …, H, W), sides larger than the kernels' radius and,
 they become (B, …, H/s, W/s). Kernel b, shape (k, k), k odd, is for all of image b. All is differentiable in the images.
 Kernels are applied as `conv2d` and OpenCV's `filter2D` apply them (correlation); the field's kernels are symmetric
 about their centre, where this is the convolution of Eq. 1.
+
+Away from the borders, blur and bicubic together are one filter: every LR pixel reads the same K×K window of HR pixels
+(K = 36 for 21 taps at scale 4), s pixels further on than its neighbour. That is a convolution of one channel by one
+filter, which no library does fast; so space becomes channels. LR tiles of 4×4 pixels become 16 output channels, HR
+blocks of b×b pixels, b = 4·s, become b² input channels, and the filter becomes a dense convolution of q×q blocks:
+
+    tile[i, j] = Σ_yx Σ_uv S[i, y, u] k[u, v] S[j, x, v] · window[y, x],    window = q·b HR pixels per axis,
+
+where `S[i, y, u]` is the weight that LR pixel i of a tile gives to HR pixel y of its window through tap u of the blur.
+
+At the borders the blur needs only a reflected image, but the bicubic clamps or mirrors *blurred* pixels, for which the
+filter is another. This concerns the outer two LR rows and columns on each side, which are computed apart, exactly.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import scipy.fft
@@ -24,11 +37,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsr_plugins.degradations.fused import fused_blur_bicubic, worth_fusing
-from bsr_plugins.degradations.resize import BandedMatrix, bicubic_resize, blurred_rows, row_slices
+from bsr_plugins.degradations.resize import BandedMatrix, bicubic_matrix, bicubic_resize, blurred_rows, row_slices
 from bsr_plugins.errors import BSRError
 
 _PIXELS_IN_CACHE = 1 << 18  # on a CPU, spectra of more pixels at once fall out of the cache (2 to 3 times slower)
+_TILE = 4  # LR pixels per axis; 16 output channels fill one vector register
+_EDGE = 2  # LR pixels per side whose bicubic window (2·s to each side of the centre) leaves the image
+_MOST_PRODUCTS = 300  # per HR pixel; with more (large kernels, small scales) the FFT is as fast (measured)
+_FEWEST_PIXELS = 1 << 13  # with fewer the edges cost more than the convolution saves (measured)
 
 
 def blur(x: Tensor, kernels: Tensor) -> Tensor:
@@ -102,3 +118,100 @@ def _tap_basis(
     """Return `W · R(e_t)` for each unit impulse e_t: blocks of shape (taps, rows, width)."""
     parts = [blurred_rows(in_size, scale, taps, border, rows) for rows in row_slices(in_size // scale)]
     return BandedMatrix(tuple(block.to(device, dtype) for block, _ in parts), tuple(start for _, start in parts))
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """How an axis is cut, for one scale, kernel size and dtype."""
+
+    basis: Tensor  # S, shape (tile, window, taps)
+    block: int  # HR pixels per block, b
+    blocks: int  # blocks per window, q
+    before: int  # HR pixels of padding before the image
+
+    def after(self, size: int) -> int:
+        """Count the HR pixels of padding after an axis of `size` pixels."""
+        return (-(-size // self.block) + self.blocks - 1) * self.block - self.before - size
+
+    def fits(self, *sizes: int) -> bool:
+        """Say whether axes of so many HR pixels are long enough to be reflected that far."""
+        return all(max(self.before, self.after(size)) < size for size in sizes)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
+def _tiling(scale: int, taps: int, dtype: torch.dtype) -> _Tiling:
+    inner = _EDGE + -(-(taps // 2) // scale)  # the first LR pixel that no border touches
+    rows = slice(inner, inner + _TILE)
+    responses, first = blurred_rows((2 * inner + _TILE) * scale, scale, taps, "clamp", rows)
+    block = _TILE * scale
+    blocks = -(-responses.shape[-1] // block)
+    window = F.pad(responses, (0, blocks * block - responses.shape[-1]))
+    return _Tiling(window.permute(1, 2, 0).to(dtype).contiguous(), block, blocks, inner * scale - first)
+
+
+def worth_fusing(x: Tensor, taps: int, scale: int) -> bool:
+    """Say whether `fused_blur_bicubic` can take these images, shape (…, H, W), and is faster than an FFT."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    height, width = x.shape[-2:]
+    tiling = _tiling(scale, taps, x.dtype)
+    products = (tiling.blocks * tiling.block / scale) ** 2
+    return tiling.fits(height, width) and height * width >= _FEWEST_PIXELS and products <= _MOST_PRODUCTS
+
+
+def fused_blur_bicubic(x: Tensor, kernel: Tensor, scale: int, border: str) -> Tensor:
+    """Do as `blur_bicubic` for planes (N, H, W), long enough for the padding (see `worth_fusing`), and one kernel."""
+    height, width = x.shape[-2:]
+    tiling = _tiling(scale, kernel.shape[-1], x.dtype)
+    before = tiling.before
+    padded = F.pad(x, (before, tiling.after(width), before, tiling.after(height)), mode="reflect")
+    lq = _inner(padded, kernel, tiling)[:, : height // scale, : width // scale]
+    rows = _edge_rows(padded, kernel, before, (height, width), scale, border)
+    columns = _edge_rows(padded.mT, kernel.mT, before, (width, height), scale, border).mT
+    lq[:, :_EDGE], lq[:, -_EDGE:] = rows[:, :_EDGE], rows[:, -_EDGE:]
+    lq[:, :, :_EDGE], lq[:, :, -_EDGE:] = columns[:, :, :_EDGE], columns[:, :, -_EDGE:]
+    return lq
+
+
+def _inner(padded: Tensor, kernel: Tensor, tiling: _Tiling) -> Tensor:
+    """Return all LR tiles as if no border were near, shape (N, tiles·4, tiles·4)."""
+    block, blocks = tiling.block, tiling.blocks
+    flat = tiling.basis.flatten(0, 1)
+    weights = (flat @ kernel @ flat.T).view(_TILE, blocks, block, _TILE, blocks, block)
+    weights = weights.permute(0, 3, 1, 4, 2, 5).reshape(_TILE**2, blocks, blocks, block**2)
+    cut = padded.unflatten(2, (-1, block)).unflatten(1, (-1, block)).transpose(2, 3)  # N, blocks, blocks, b, b
+    tiles = F.conv2d(cut.flatten(3).permute(0, 3, 1, 2), weights.permute(0, 3, 1, 2))  # channels last: contiguous reads
+    shuffled: Tensor = tiles.unflatten(1, (_TILE, _TILE)).permute(0, 3, 1, 4, 2)
+    return shuffled.flatten(3).flatten(1, 2)
+
+
+def _edge_rows(padded: Tensor, kernel: Tensor, before: int, size: tuple[int, int], scale: int, border: str) -> Tensor:
+    """Return the outer LR rows, top and bottom, shape (N, 2·edge, W/s).
+
+    Column v of the kernel turns the HR rows near an edge into `P_v · rows`, P_v holding blur and bicubic of the height.
+    Shifting P_v's result by v and summing over v is the blur of the width; the bicubic of the width follows.
+    """
+    height, width = size
+    taps = kernel.shape[-1]
+    basis, starts = _edge_basis(height, scale, taps, border, padded.dtype)
+    columns = slice(before - taps // 2, before + width + taps // 2)
+    strips = [padded[:, before + start : before + start + basis.shape[2], columns] for start in starts]
+    mixed = (basis @ kernel).transpose(2, 3).flatten(1, 2) @ torch.stack(strips, dim=1)  # N, 2, edge·taps, columns
+    shifted: Tensor = mixed.unflatten(2, (_EDGE, taps)).unfold(-1, width, 1).diagonal(dim1=3, dim2=4)
+    return shifted.sum(-1).flatten(1, 2) @ _bicubic_columns(width, scale, border, padded.dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _edge_basis(size: int, scale: int, taps: int, border: str, dtype: torch.dtype) -> tuple[Tensor, tuple[int, int]]:
+    """Return `blurred_rows` of both edges, shape (2, edge, width, taps), and where they start."""
+    top, top_start = blurred_rows(size, scale, taps, border, slice(0, _EDGE))
+    bottom, bottom_start = blurred_rows(size, scale, taps, border, slice(-_EDGE, None))
+    return torch.stack([top, bottom]).permute(0, 2, 3, 1).to(dtype).contiguous(), (top_start, bottom_start)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
+def _bicubic_columns(size: int, scale: int, border: str, dtype: torch.dtype) -> Tensor:
+    return bicubic_matrix(size, size // scale, border).T.to(dtype).contiguous()

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, call_with, integer
-from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
-from bsr_plugins.degradations.distance import degraded_distance
-from bsr_plugins.degradations.params import (
+from bsr_plugins.degradations.base import (
+    DEGRADATIONS,
     GREY_LEVELS,
     MAX_SEED,
     SEED,
+    Degradation,
     Params,
     by_group,
     check_columns,
@@ -24,6 +24,7 @@ from bsr_plugins.degradations.params import (
     replaced,
     select,
 )
+from bsr_plugins.degradations.distance import degraded_distance
 from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages.base import STAGES, Block, Blur, LRStage, Stage, block_keys, known_stages

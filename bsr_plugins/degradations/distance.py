@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.params import GREY_LEVELS
+from bsr_plugins.degradations.base import GREY_LEVELS
 from bsr_plugins.errors import BSRError
 
 

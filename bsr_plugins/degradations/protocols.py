@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bsr_plugins.degradations.base import Degradation
+from bsr_plugins.degradations.base import GREY_LEVELS, SEED, Degradation, Params, classical_params, replaced
 from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.classical import ClassicalDegradation
-from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params, classical_params, replaced
 from bsr_plugins.errors import OptionError, unknown_name
 from bsr_plugins.registration import Registry
 
@@ -55,16 +54,12 @@ def _build(protocol: str, scale: int) -> Protocol:
 
 
 def protocol_settings(protocol: str, scale: int) -> list[Setting]:
-    """Return the settings of a protocol.
-
-    Raises:
-        OptionError: The protocol is unknown, or not defined for the scale.
-    """
+    """Return the settings of a protocol; refuse one that is unknown, or not defined for the scale."""
     return _build(protocol, scale).settings
 
 
 def protocol_degradation(protocol: str, scale: int) -> Degradation:
-    """Return what applies the settings of a protocol (see `protocol_settings`)."""
+    """Return what applies the settings of a protocol; refuse likewise."""
     return _build(protocol, scale).degradation
 
 
@@ -156,10 +151,7 @@ class Align8Degradation(ClassicalDegradation):
 
 @PROTOCOLS.register("align8")
 def align8(scale: int) -> Protocol:
-    """Make Simple-Align's test sets: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three.
-
-    The bicubic is Pillow's, on 8-bit images; see `Align8Degradation`.
-    """
+    """Make Simple-Align's test sets: clean, blur (σ 2), noise 20, JPEG 50, and every combination of the three."""
     settings = []
     for stages in chain.from_iterable(combinations(_ALIGN8, count) for count in range(len(_ALIGN8) + 1)):
         sigma, noise, quality = (level if stage in stages else 0 for stage, level in _ALIGN8.items())

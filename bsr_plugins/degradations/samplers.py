@@ -1,9 +1,8 @@
 """How degradation parameters are drawn from their ranges.
 
-`uniform` is the baseline. Uniform draws pile up at degradations that look alike: between σ = 3.5 and 4 little changes,
-between 0.5 and 1 much. `ads` (adaptive degradation sampling) draws so that the *degraded distance* D(θ), the mean RMSE
-between the LR images degraded by θ and the clean ones, comes out uniform: D is measured over a grid of θ, made
-monotone, inverted, and sampled through u ~ U(0, 1). `power` is a closed form that needs no measuring.
+Uniform draws pile up at degradations that look alike: between σ = 3.5 and 4 little changes, between 0.5 and 1 much.
+`ads` (adaptive degradation sampling) draws so that the *degraded distance* D(θ), the mean RMSE between the LR images
+degraded by θ and the clean ones, comes out uniform. `power` is a closed form that needs no measuring.
 
 Source: AACL's abstract says that ADS "utilizes non-linear sampling by weighting the parameters of the degradation
 process for training uniformly degraded images"; no more is published, so the definition above is ours.
@@ -26,8 +25,6 @@ from bsr_plugins.registration import Registry
 Range = tuple[float, float]
 Ranges = Sequence[Range]
 
-_MAX_GAMMA = 100.0
-_MIN_GRID = 5
 _SURFACE_POINTS = 9
 _LEAST_CHANGE = 1e-3  # grey levels; less than this is rounding
 _CELLS_PER_AXIS = 32 * (_SURFACE_POINTS - 1)  # of a surface; so fine as to be below a bin where D is steep
@@ -68,14 +65,10 @@ class UniformSampler(Sampler):
 
 @SAMPLERS.register("power")
 class PowerSampler(Sampler):
-    """`low + (high − low) · u^γ` for every parameter: γ < 1 favours the upper end, γ > 1 the lower.
-
-    Args:
-        gamma: Exponent γ in (0, 100]; 1 is uniform.
-    """
+    """`low + (high − low) · u^γ` for every parameter, γ in (0, 100]: below 1 it favours the upper end, above the lower."""
 
     def __init__(self, gamma: float) -> None:
-        self.gamma = number(gamma, "gamma", 0.0, _MAX_GAMMA)
+        self.gamma = number(gamma, "gamma", 0.0, 100.0)
         if self.gamma == 0:
             raise OptionError(f"gamma: {gamma!r}, expected a number above 0")
 
@@ -97,7 +90,7 @@ class AdaptiveSampler(Sampler):
     """
 
     def __init__(self, grid: int = 65) -> None:
-        self.grid = integer(grid, "grid", _MIN_GRID)
+        self.grid = integer(grid, "grid", 5)
         self.needs_calibration = True  # by `fit`
         self.distances: Tensor | None = None
         self._cumulative_weights: Tensor | None = None
@@ -115,11 +108,7 @@ class AdaptiveSampler(Sampler):
         return (self.grid,) if parameters == 1 else (_SURFACE_POINTS,) * parameters
 
     def fit(self, distances: Tensor, where: str = "ads") -> None:
-        """Take D at the grid points `nodes`, in the shape that `grid_shape` gives for one or two parameters.
-
-        Raises:
-            BSRError: The distances are not finite, do not fit the grid, or hardly change from end to end.
-        """
+        """Take D at `nodes`, in `grid_shape`; refuse what is not finite or hardly changes from end to end."""
         distances = distances.to("cpu", torch.float64)
         shapes = [self.grid_shape(parameters) for parameters in (1, 2)]
         if tuple(distances.shape) not in shapes or not bool(distances.isfinite().all()):
@@ -139,8 +128,10 @@ class AdaptiveSampler(Sampler):
         if self._cumulative_weights is None:
             units[:, 0] = _invert(self.distances, units[:, 0])
         else:
-            choice = torch.rand(count, generator=generator, dtype=torch.float64)
-            units[:, :2] = _pick_cells(self._cumulative_weights, choice, units[:, :2])
+            choice = torch.rand(count, generator=generator, dtype=torch.float64) * self._cumulative_weights[-1]
+            cells = torch.searchsorted(self._cumulative_weights, choice).clamp_max(_CELLS_PER_AXIS**2 - 1)
+            corners = torch.stack([cells // _CELLS_PER_AXIS, cells % _CELLS_PER_AXIS], dim=1)
+            units[:, :2] = (corners + units[:, :2]) / _CELLS_PER_AXIS
         return spread(units, ranges)
 
 
@@ -165,13 +156,6 @@ def _cell_weights(distances: Tensor) -> Tensor:
     bins = ((centres - low) / (high - low) * _DISTANCE_BINS).long().clamp_max(_DISTANCE_BINS - 1)
     population = torch.bincount(bins.flatten(), minlength=_DISTANCE_BINS).to(torch.float64)
     return 1 / population[bins]
-
-
-def _pick_cells(cumulative_weights: Tensor, choice: Tensor, jitter: Tensor) -> Tensor:
-    """Return places in [0, 1]²: a cell by weight, then a uniform place in it."""
-    cells = torch.searchsorted(cumulative_weights, choice * cumulative_weights[-1]).clamp_max(_CELLS_PER_AXIS**2 - 1)
-    corners = torch.stack([cells // _CELLS_PER_AXIS, cells % _CELLS_PER_AXIS], dim=1)
-    return (corners + jitter) / _CELLS_PER_AXIS
 
 
 def build_sampler(block: str | Mapping[str, Any], where: str) -> Sampler:

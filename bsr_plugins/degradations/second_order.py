@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, integer
-from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
-from bsr_plugins.degradations.blur import blur
-from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
-from bsr_plugins.degradations.params import (
+from bsr_plugins.degradations.base import (
+    DEGRADATIONS,
     GREY_LEVELS,
+    Degradation,
     Params,
     by_group,
     check_columns,
@@ -23,6 +22,8 @@ from bsr_plugins.degradations.params import (
     replaced,
     require,
 )
+from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
 from bsr_plugins.degradations.resize import bicubic_resize
 from bsr_plugins.degradations.second_order_options import (
     GAUSSIAN,

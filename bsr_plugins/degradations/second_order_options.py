@@ -19,7 +19,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from bsr_plugins.degradations.params import MAX_SEED, Params
+from bsr_plugins.degradations.base import MAX_SEED, Params
 from bsr_plugins.errors import OptionError, did_you_mean
 from bsr_plugins.options.declared import OptionBlock, read_block
 

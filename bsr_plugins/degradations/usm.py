@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from bsr_plugins.degradations.base import GREY_LEVELS
 from bsr_plugins.degradations.kernels import gaussian_profiles
-from bsr_plugins.degradations.params import GREY_LEVELS
 from bsr_plugins.degradations.resize import BandedMatrix, banded, reflected_indices
 
 _RADIUS = 25  # BasicSR names a kernel by its width, made odd: its `radius=50` is this

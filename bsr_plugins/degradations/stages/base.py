@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
+from bsr_plugins.degradations.base import Params, require
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
-from bsr_plugins.degradations.params import Params, require
 from bsr_plugins.degradations.samplers import Range, UniformSampler, build_sampler
 from bsr_plugins.registration import Registry
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
+from bsr_plugins.degradations.base import Params, require
 from bsr_plugins.degradations.kernels import gaussian_kernels, gaussian_profiles, offsets
-from bsr_plugins.degradations.params import Params, require
 from bsr_plugins.degradations.stages.base import STAGES, Block, Blur, Interval, SeparableBlur, radians
 from bsr_plugins.errors import OptionError
 

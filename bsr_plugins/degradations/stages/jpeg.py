@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
-from bsr_plugins.degradations.params import GREY_LEVELS, Params, check_quality
+from bsr_plugins.degradations.base import GREY_LEVELS, Params, check_quality
 from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _BLOCK = 8

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
-from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params, replaced
+from bsr_plugins.degradations.base import GREY_LEVELS, SEED, Params, replaced
 from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`, which BasicSR uses
