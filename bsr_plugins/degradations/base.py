@@ -36,7 +36,8 @@ def classical_params(
 ) -> Params:
     """Write down the parameters of classical degradations, instead of drawing them.
 
-    Those of further stages, e.g. `motion_length`, can be added as float64 tensors.
+    They are CPU tensors, shape (B,), float64 but for `noise_seed` (int64); B = 1 if all arguments are numbers. Those of
+    further stages, e.g. `motion_length`, can be added as float64 tensors.
 
     Args:
         lambda1: Widths (standard deviations in HR pixels) along the kernel's first axis, ≥ 0; 0 means no blur.
@@ -45,9 +46,6 @@ def classical_params(
         noise_level: Noise levels on the 0–255 scale, ≥ 0; 0 means none.
         noise_seed: Seeds of the noise fields in [0, 2^63).
         jpeg_quality: Qualities in [1, 100], whole or not; 0 means no JPEG.
-
-    Returns:
-        Params: CPU tensors, shape (B,), float64 but for `noise_seed` (int64); B = 1 if all arguments are numbers.
     """
     written = {
         "lambda1": lambda1,
@@ -83,6 +81,11 @@ def check_quality(params: Params, name: str) -> None:
     """Refuse JPEG qualities that libjpeg does not know."""
     fine = (params[name] == 0) | (params[name] >= 1) & (params[name] <= 100)
     require(params, name, fine, "a number in [1, 100], or 0 for none")
+
+
+def rounded(lq: Tensor) -> Tensor:
+    """Round images to 8 bits and clamp them to [0, 1]."""
+    return (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
 
 
 def replaced(chosen: Tensor, x: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from bsr_plugins.blocks import boolean, call_with, integer
 from bsr_plugins.degradations.base import (
     DEGRADATIONS,
-    GREY_LEVELS,
     MAX_SEED,
     SEED,
     Degradation,
@@ -22,6 +21,7 @@ from bsr_plugins.degradations.base import (
     check_columns,
     classical_params,
     replaced,
+    rounded,
     select,
 )
 from bsr_plugins.degradations.distance import degraded_distance
@@ -95,12 +95,12 @@ class ClassicalDegradation(Degradation):
         for name, key in block_keys().items():
             if (block := stages.pop(key, None)) is not None:
                 taps = (kernel_size,) if issubclass(STAGES[name], Blur) else ()
-                described[name] = call_with(partial(STAGES[name], *taps, sampler=sampler), block, key)
+                build = partial(STAGES[name], *taps, sampler=sampler)  # type: ignore[misc]
+                described[name] = call_with(build, block, key)
         if stages:
             raise unknown_key(next(iter(stages)), inspect.signature(type(self)).parameters)
         self.types = _parse_types(types, described)
-        used = frozenset[str]().union(*self.types)
-        self.stages: dict[str, Stage] = {name: stage for name, stage in described.items() if name in used}
+        self.stages = {name: stage for name, stage in described.items() if any(name in kind for kind in self.types)}
 
     @property
     def needs_calibration(self) -> bool:
@@ -114,10 +114,7 @@ class ClassicalDegradation(Degradation):
         return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw the parameters of `batch_size` degradations from a CPU generator.
-
-        They are those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`.
-        """
+        """Draw those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`."""
         kind = torch.randint(len(self.types), (batch_size,), generator=generator)
         params = classical_params([0.0] * batch_size)
         for name, stage in self.stages.items():
@@ -199,9 +196,7 @@ class ClassicalDegradation(Degradation):
                 return stage.change(some, select(params, members))
 
             lq = replaced(stage.applies(params), lq, change)
-        if self.round_to_8bit:
-            lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
-        return lq
+        return rounded(lq) if self.round_to_8bit else lq
 
     def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
         """Measure the degraded distance D(θ) of a single stage, in grey levels, shape (N,), as a mean over images.
@@ -240,11 +235,10 @@ class ClassicalDegradation(Degradation):
         }
 
     def load_calibration(self, state: dict[str, Any]) -> None:
-        """Fit the adaptive samplers with what `calibration` returned.
+        """Fit the adaptive samplers with what `calibration` returned; what says nothing of settings is taken as it is.
 
         Raises:
-            BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges or under other
-                settings, or does not fit the sampler's grid. What says nothing of settings is taken as it is.
+            BSRError: It is of another form, or was measured over other ranges, under other settings or on another grid.
         """
         if not isinstance(state, Mapping):
             raise BSRError(f"calibration: {state!r}, expected a block per stage")
@@ -281,10 +275,7 @@ class ClassicalDegradation(Degradation):
 
 
 def _parse_types(types: Sequence[str] | None, described: Mapping[str, Stage]) -> list[frozenset[str]]:
-    """Read the degradation types, each a set of stages joined by `+`, e.g. `aniso+noise`; `bicubic` is the empty set.
-
-    Without a list there is one type, of all the stages that are described.
-    """
+    """Read the types, each a set of stages joined by `+`; without a list there is one, of all that are described."""
     if types is not None and not isinstance(types, list | tuple):
         raise OptionError(f"types: {types!r}, expected a list such as [bicubic, iso]")
     keys = block_keys()

@@ -13,7 +13,6 @@ from torch import Tensor
 from bsr_plugins.blocks import boolean, integer
 from bsr_plugins.degradations.base import (
     DEGRADATIONS,
-    GREY_LEVELS,
     Degradation,
     Params,
     by_group,
@@ -21,6 +20,7 @@ from bsr_plugins.degradations.base import (
     check_quality,
     replaced,
     require,
+    rounded,
 )
 from bsr_plugins.degradations.blur import blur
 from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
@@ -118,7 +118,7 @@ class SecondOrderDegradation(Degradation):
         return max(sides)
 
     def target(self, gt: Tensor) -> Tensor:
-        """Return what is degraded and reproduced: images (B, …, 3, H, W) in [0, 1], sharpened under `usm`."""
+        """Return images (B, …, 3, H, W) in [0, 1] sharpened, under `usm`."""
         if not self.usm:
             return gt
         with torch.autocast(gt.device.type, enabled=False):
@@ -175,21 +175,17 @@ class SecondOrderDegradation(Degradation):
         x = _blurred(x, params["final_kernels"], params["final_kernel"])
         if jpeg_last:
             x = _coded(x, params["second_quality"])
-        return self._rounded(x)
-
-    def _rounded(self, lq: Tensor) -> Tensor:
-        return (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS if self.round_to_8bit else lq
+        return rounded(x) if self.round_to_8bit else x
 
     def clean(self, gt: Tensor) -> Tensor:
         """Return clean LR images: MATLAB's bicubic, as other degradations have it, and 8 bits, if asked for."""
         self.check_images(gt)
-        size = (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale)
         with torch.autocast(gt.device.type, enabled=False):
-            return self._rounded(bicubic_resize(at_least_float32(gt), size)).to(gt.dtype)
+            lq = bicubic_resize(at_least_float32(gt), (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale))
+            return (rounded(lq) if self.round_to_8bit else lq).to(gt.dtype)
 
 
 def _check_params(params: Params) -> None:
-    """Refuse parameters that are out of range."""
     for name in _BLURS:
         kinds, taps, cutoff, mode = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff", "mode"))
         known = is_among(kinds, (NONE, SINC) if name == "final" else range(len(KERNELS)))
@@ -233,7 +229,6 @@ def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
-    """Blur the samples whose kind of kernel is not `NONE`, with reflected borders."""
     return replaced(kinds != NONE, x, lambda some, members: _in_parts(blur, some, kernels[members]))
 
 
@@ -247,7 +242,6 @@ def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
 
 
 def _noisy(x: Tensor, params: Params, name: str) -> Tensor:
-    """Add a round's noise, Gaussian or Poisson, and clamp to [0, 1]."""
     seed, grey = params[f"{name}_noise_seed"], params[f"{name}_grey"]
     x = gaussian_noise(x, params[f"{name}_gaussian"], seed, grey)
     return poisson_noise(x, params[f"{name}_poisson"], seed, grey).clamp(0, 1)

@@ -26,10 +26,6 @@ from bsr_plugins.options.declared import OptionBlock, read_block
 MODES = ("area", "bilinear", "bicubic")
 Range = tuple[float, float]
 
-_ROUNDING = 1e-6  # by which written probabilities may miss 1
-_LARGE_TAPS = 13  # sinc kernels with at least so many taps can hold lower frequencies
-_LOWEST, _LOWEST_OF_LARGE = math.pi / 3, math.pi / 5  # cut-off
-
 
 def _pair(fits: Callable[[Any], bool], what: str) -> BeforeValidator:
     """Read a value that fits, or a pair of them, the lower end first."""
@@ -88,11 +84,9 @@ class Draws:
         return torch.rand(count, generator=self.generator, dtype=torch.float64).expand(self.batch).clone()
 
     def uniform(self, low: float | Tensor, high: float) -> Tensor:
-        """Draw from U[low, high)."""
         return low + (high - low) * self.units()
 
     def chance(self, prob: float, shared: bool = False) -> Tensor:
-        """Draw what is true with a probability."""
         return self.units(shared) < prob
 
     def choice(self, weights: Sequence[float], shared: bool = False) -> Tensor:
@@ -119,7 +113,7 @@ class Probabilities(OptionBlock):
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Probabilities:
-        if abs(sum(self.weights) - 1) > _ROUNDING:
+        if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError("expected probabilities that sum to 1")
         return self
 
@@ -177,13 +171,11 @@ class BlurOptions(OptionBlock):
 
     @model_validator(mode="after")
     def _sigma_fits(self) -> BlurOptions:
-        if self.sigma[1] > self.kernel_size[1] / 2:
-            limit = self.kernel_size[1] / 2
+        if self.sigma[1] > (limit := self.kernel_size[1] / 2):
             raise OptionError(f"sigma: {list(self.sigma)!r}, expected at most {limit:g}, half of kernel_size")
         return self
 
     def draw(self, draws: Draws) -> Params:
-        """Draw kernels."""
         taps = draws.odd(self.kernel_size)
         family = draws.choice(self.families.weights) + 1
         kernel = torch.where(draws.chance(self.sinc_prob), SINC, family)
@@ -193,7 +185,7 @@ class BlurOptions(OptionBlock):
         betag, betap = draws.exponents(*self.betag), draws.exponents(*self.betap)
         beta = betag.where(is_among(kernel, _GENERALIZED), betap.where(is_among(kernel, PLATEAU), 1.0))
         theta = draws.uniform(math.radians(self.theta[0]), math.radians(self.theta[1]))
-        lowest = torch.where(taps < _LARGE_TAPS, _LOWEST, _LOWEST_OF_LARGE)
+        lowest = torch.where(taps < 13, math.pi / 3, math.pi / 5)  # large kernels can hold lower frequencies
         return {
             "kernel": kernel,
             "taps": taps.where(kernel != NONE, 0),
@@ -220,7 +212,6 @@ class ResizeOptions(OptionBlock):
         return self.scale[0] if self.prob.down > 0 else 1.0
 
     def draw(self, draws: Draws) -> Params:
-        """Draw factors and modes."""
         low, high = self.scale
         direction, part = draws.choice(self.prob.weights, shared=True), draws.units(shared=True)
         up, down = 1 + (high - 1) * part, low + (1 - low) * part
@@ -237,7 +228,6 @@ class NoiseOptions(OptionBlock):
     grey_prob: Prob = Field(0.4, description="of noise that all colours share")
 
     def draw(self, draws: Draws) -> Params:
-        """Draw levels and seeds."""
         gaussian = draws.chance(self.gaussian_prob, shared=True)
         return {
             "gaussian": draws.uniform(*self.gaussian).where(gaussian, 0.0),
@@ -250,9 +240,7 @@ class NoiseOptions(OptionBlock):
 class JPEGOptions(OptionBlock):
     """A round's JPEG."""
 
-    quality: Annotated[Range, _within(1, 100)] = Field(
-        default=(30.0, 95.0), description="any numbers, not whole ones alone"
-    )
+    quality: Annotated[Range, _within(1, 100)] = Field(default=(30.0, 95.0), description="any numbers, whole or not")
 
 
 class RoundOptions(OptionBlock):
@@ -281,7 +269,7 @@ class FinalOptions(OptionBlock):
     def draw(self, draws: Draws) -> Params:
         """Draw the parameters of the last steps, under names that begin with `final_`."""
         filtered, taps = draws.chance(self.sinc_prob), draws.odd(self.kernel_size)
-        cutoff = draws.uniform(_LOWEST, math.pi)
+        cutoff = draws.uniform(math.pi / 3, math.pi)
         return {
             "final_kernel": torch.where(filtered, SINC, NONE),
             "final_taps": taps.where(filtered, 0),

@@ -37,10 +37,11 @@ _CHROMA = (
     *((99,) * _BLOCK,) * 4,
 )
 
-# ITU-T T.871 (JFIF) in 16-bit fixed point. Before the shift libjpeg adds a half, but a little less for Cb and Cr.
+# ITU-T T.871 (JFIF) in 16-bit fixed point. Before the shift libjpeg adds a half, but a little less for Cb and Cr, whose
+# centre is 128.
 _COLOUR_BITS = 16
 _TO_YCBCR = ((19595, 38470, 7471), (-11058, -21710, 32768), (32768, -27439, -5329))
-_YCBCR_ROUNDING = (32768, 32767, 32767)
+_YCBCR_OFFSET = (32768, 32767 + (128 << 16), 32767 + (128 << 16))
 _CHROMA_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))  # of Cb − 128 and Cr − 128, added to Y
 
 # The 8-point DCT-II times √8 in 13-bit fixed point, frequencies in rows. Entries that should be equal differ by one
@@ -91,13 +92,16 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     quality = quality.to(x.device, torch.float64)
     levels = torch.round(x.to(torch.float64).clamp(0, 1) * GREY_LEVELS)
-    planes = _to_ycbcr(levels).reshape(x.shape[0], -1, 3, height, width)
+    offset = levels.new_tensor(_YCBCR_OFFSET)[:, None, None]
+    planes = torch.floor((_mix(_TO_YCBCR, levels) + offset) / 2**_COLOUR_BITS)
+    planes = planes.reshape(x.shape[0], -1, 3, height, width)
 
     luma = _code(planes[:, :, :1], _table(_LUMA, quality))[..., :height, :width]
     chroma = _code(_halve(planes[:, :, 1:]), _table(_CHROMA, quality))
     chroma = _double(chroma[..., : -(-height // 2), : -(-width // 2)])[..., :height, :width]
 
-    return (_to_rgb(luma, chroma - _CENTRE) / GREY_LEVELS).to(x.dtype).reshape(x.shape).contiguous()
+    rgb = luma + _shift(_mix(_CHROMA_TO_RGB, chroma - _CENTRE), _COLOUR_BITS)
+    return (rgb.clamp(0, GREY_LEVELS) / GREY_LEVELS).to(x.dtype).reshape(x.shape).contiguous()
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -107,16 +111,6 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _mix(matrix: tuple[tuple[int, ...], ...], planes: Tensor) -> Tensor:
     return torch.einsum("ij,...jhw->...ihw", planes.new_tensor(matrix), planes)
-
-
-def _to_ycbcr(rgb: Tensor) -> Tensor:
-    rounding = rgb.new_tensor(_YCBCR_ROUNDING)[:, None, None]
-    centre = rgb.new_tensor([0.0, _CENTRE, _CENTRE])[:, None, None]
-    return torch.floor((_mix(_TO_YCBCR, rgb) + rounding) / 2**_COLOUR_BITS) + centre
-
-
-def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
-    return (luma + _shift(_mix(_CHROMA_TO_RGB, chroma), _COLOUR_BITS)).clamp(0, GREY_LEVELS)
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
