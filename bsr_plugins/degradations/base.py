@@ -47,16 +47,11 @@ def classical_params(
         noise_seed: Seeds of the noise fields in [0, 2^63).
         jpeg_quality: Qualities in [1, 100], whole or not; 0 means no JPEG.
     """
-    written = {
-        "lambda1": lambda1,
-        "lambda2": lambda1 if lambda2 is None else lambda2,
-        "theta": theta,
-        "noise_level": noise_level,
-        "jpeg_quality": jpeg_quality,
-    }
-    columns = [torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in written.values()]
+    names = ("lambda1", "lambda2", "theta", "noise_level", "jpeg_quality", SEED)
+    written = (lambda1, lambda1 if lambda2 is None else lambda2, theta, noise_level, jpeg_quality)
+    columns = [torch.as_tensor(value, dtype=torch.float64).reshape(-1) for value in written]
     columns.append(torch.as_tensor(noise_seed, dtype=torch.int64).reshape(-1))
-    return dict(zip((*written, SEED), (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
+    return dict(zip(names, (column.clone() for column in torch.broadcast_tensors(*columns)), strict=True))
 
 
 def select(params: Params, members: Tensor) -> Params:

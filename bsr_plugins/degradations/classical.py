@@ -114,7 +114,7 @@ class ClassicalDegradation(Degradation):
         return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`."""
+        """Draw those of `classical_params`, columns of further stages in use, and `type`, the index into `types`."""
         kind = torch.randint(len(self.types), (batch_size,), generator=generator)
         params = classical_params([0.0] * batch_size)
         for name, stage in self.stages.items():
@@ -199,12 +199,9 @@ class ClassicalDegradation(Degradation):
         return rounded(lq) if self.round_to_8bit else lq
 
     def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
-        """Measure the degraded distance D(θ) of a single stage, in grey levels, shape (N,), as a mean over images.
+        """Measure D(θ) of a single stage, in grey levels, shape (N,), as a mean over HR images, shape (M, 3, P, P).
 
-        Args:
-            name: The stage, one of `stages`.
-            values: Its parameters, shape (N, P), or the measured ones alone: D is then averaged over the others.
-            images: HR images in [0, 1], shape (M, 3, P, P), sides multiples of the scale.
+        Its parameters, shape (N, P), may be the measured ones alone: D is then averaged over the others.
         """
         stage = self.stages[name]
         self.check_images(images)

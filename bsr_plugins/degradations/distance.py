@@ -25,21 +25,14 @@ class Alignment(NamedTuple):
 
 
 def sigma_align(distances: Tensor, keep: int, max_std: float | None = None) -> Alignment:
-    """Of K candidate patches with one degradation keep the m whose degraded distances vary least.
+    """Of K candidate patches with one degradation `keep` the m whose degraded distances, shape (B, K), vary least.
 
     Patches under one degradation differ in degraded distance with their content; positives should not. The m values of
     least standard deviation (the population's) are neighbours once sorted, so the best window is the exact minimum.
+    Sets whose standard deviation is above `max_std`, in grey levels, are not accepted; None accepts all.
 
     Source: AACL's abstract ("sigma-alignment controls the SD among positive samples; we identify a subset with small
     degraded distance"); the search and the threshold are ours.
-
-    Args:
-        distances: Degraded distances, shape (B, K).
-        keep: How many to keep, m in [1, K].
-        max_std: Sets whose standard deviation is above this (grey levels) are not accepted; None accepts all.
-
-    Raises:
-        BSRError: `keep` is not in [1, K].
     """
     candidates = distances.shape[1]
     if not 1 <= keep <= candidates:

@@ -43,8 +43,7 @@ def generalized_gaussian_kernels(
 ) -> Tensor:
     """Return generalised Gaussian kernels, `exp(−½ q^β)`: β = 1 is the Gaussian, above it they are flatter.
 
-    They are finite for any width and β above 0: a power that overflows is a weight of 0, and the centre's weight is 1
-    before normalisation.
+    They are finite for any width and β above 0: a power that overflows is a weight of 0, and the centre's is 1 before.
     """
     powers = _quadratic_form(lambda1, lambda2, theta, size).pow(beta[:, None, None])
     return _normalised(torch.exp(-powers / 2), taps)

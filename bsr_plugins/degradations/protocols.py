@@ -123,11 +123,10 @@ def six(scale: int) -> Protocol:
 class Align8Degradation(ClassicalDegradation):
     """Blur → bicubic → Gaussian noise → JPEG → 8 bits, the bicubic being Pillow's on an 8-bit image.
 
-    What differs from `ClassicalDegradation`: the HR image is rounded to 8 bits, and so is the blurred one (reflected
-    borders, float64), and Pillow downsamples it, with its antialiased bicubic (a = −0.5, support 4·s, weights
-    normalised at the borders, rounded after each axis): the pixels are those of `Image.resize(size, Image.BICUBIC)`.
-    Pillow works on the CPU; results come back to the device of the images. No gradient flows. That the blurred image
-    is rounded is ours: the paper's text says nothing of it. `sample` gives clean parameters.
+    The HR image is rounded to 8 bits, and so is the blurred one (reflected borders, float64), and Pillow downsamples
+    it on the CPU, with its antialiased bicubic (a = −0.5, support 4·s, weights normalised at the borders, rounded after
+    each axis). No gradient flows. That the blurred image is rounded is ours: the paper's text says nothing of it.
+    `sample` gives clean parameters.
     """
 
     def __init__(self, scale: int) -> None:

@@ -23,9 +23,9 @@ _ROWS_PER_BLOCK = 16  # wide enough for efficient products, narrow enough to ski
 
 @dataclass(frozen=True)
 class BandedMatrix:
-    """A matrix that is mostly zero, kept exactly, as blocks of rows with the columns that they touch.
+    """A matrix, or a batch of them, that is mostly zero, as blocks of rows with the columns that they touch.
 
-    Block b holds columns `starts[b]` … and has shape (…, rows, width). Leading dimensions are a batch of matrices.
+    Block b holds columns `starts[b]` … and has shape (…, rows, width).
     """
 
     blocks: tuple[Tensor, ...]
@@ -43,7 +43,6 @@ class BandedMatrix:
 
 
 def row_slices(rows: int) -> list[slice]:
-    """Cut `rows` consecutive rows into blocks."""
     return [slice(first, min(first + _ROWS_PER_BLOCK, rows)) for first in range(0, rows, _ROWS_PER_BLOCK)]
 
 
@@ -69,9 +68,6 @@ def border_indices(indices: Tensor, size: int, border: str) -> Tensor:
     """Bring indices outside [0, size) back inside.
 
     `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with it doubled (MATLAB).
-
-    Raises:
-        OptionError: The border is unknown.
     """
     if border == "clamp":
         return indices.clamp(0, size - 1)
@@ -110,10 +106,7 @@ def _banded_bicubic(in_size: int, out_size: int, border: str, dtype: torch.dtype
 
 
 def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> Tensor:
-    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
-
-    Any float type, any device, differentiable; see `border_indices` for the border.
-    """
+    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding."""
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
     return columns.apply_columns(rows.apply_rows(x))

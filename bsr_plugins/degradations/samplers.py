@@ -65,7 +65,7 @@ class UniformSampler(Sampler):
 
 @SAMPLERS.register("power")
 class PowerSampler(Sampler):
-    """`low + (high − low) · u^γ` for every parameter, γ in (0, 100]: below 1 it favours the upper end, above the lower."""
+    """`low + (high − low) · u^γ` for every parameter, γ in (0, 100]; below 1 it favours the upper end."""
 
     def __init__(self, gamma: float) -> None:
         self.gamma = number(gamma, "gamma", 0.0, 100.0)
@@ -97,10 +97,8 @@ class AdaptiveSampler(Sampler):
 
     def nodes(self, ranges: Ranges) -> Tensor:
         """Return the grid points at which to measure D, shape (points, len(ranges)), the last parameter fastest."""
-        axes = [
-            torch.linspace(low, high, points, dtype=torch.float64)
-            for (low, high), points in zip(ranges, self.grid_shape(len(ranges)), strict=True)
-        ]
+        points = zip(ranges, self.grid_shape(len(ranges)), strict=True)
+        axes = [torch.linspace(*ends, count, dtype=torch.float64) for ends, count in points]
         return torch.cartesian_prod(*axes).view(-1, len(ranges))
 
     def grid_shape(self, parameters: int) -> tuple[int, ...]:

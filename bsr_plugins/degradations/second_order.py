@@ -22,7 +22,7 @@ from bsr_plugins.degradations.base import (
     require,
     rounded,
 )
-from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.blur import blur, sharpen
 from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
 from bsr_plugins.degradations.resize import bicubic_resize
 from bsr_plugins.degradations.second_order_options import (
@@ -39,7 +39,6 @@ from bsr_plugins.degradations.second_order_options import (
 )
 from bsr_plugins.degradations.stages.jpeg import jpeg
 from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
-from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options.declared import read_block
 from bsr_plugins.precision import at_least_float32
@@ -59,8 +58,8 @@ _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mo
 class SecondOrderDegradation(Degradation):
     """Two rounds of blur, resize, noise and JPEG, then a sinc filter and JPEG in either order (Real-ESRGAN).
 
-    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`, all of
-    which may be left out: they are then as in the released training.
+    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`; what
+    they leave out is as in the released training.
 
     In the released pipeline a batch shares each round's factor and mode of resizing and its kind of noise, whether the
     second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise differ
@@ -212,10 +211,7 @@ def _shortest(pixels: int, scale: float) -> int:
 
 
 def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
-    """Return the kernels of the `first`, `second` or `final` blur, computed in float64, as `like` is typed and placed.
-
-    They have the shape (B, k, k), k the most taps of any, and are a unit impulse where there is no blur.
-    """
+    """Return the kernels of the `first`, `second` or `final` blur, shape (B, k, k), typed and placed as `like`."""
     kinds, taps = params[f"{name}_kernel"], params[f"{name}_taps"]
     size = max(1, *taps.tolist())
     kernels = torch.zeros(len(kinds), size, size, dtype=torch.float64, device=like.device)
@@ -233,7 +229,7 @@ def _blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
 
 
 def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
-    """Resize as `interpolate` does, not antialiased, to an (H, W), or by a factor and to sizes rounded down."""
+    """Resize as `interpolate` does, not antialiased, to an (H, W) or by a factor."""
     if to in (1.0, tuple(x.shape[-2:])):
         return x
     target: dict[str, Any] = {"size": to} if isinstance(to, tuple) else {"scale_factor": to}

@@ -67,6 +67,8 @@ def _around_one(scale: Range) -> Range:
 
 Prob = Annotated[float, Field(ge=0, le=1)]
 OddSizes = Annotated[tuple[int, int], _pair(lambda end: type(end) is int and end > 0 and end % 2 == 1, "an odd number")]
+Widths = Annotated[Range, _within(0, math.inf, above=True)]
+Exponents = Annotated[Range, _within(0, 100, above=True)]
 Modes = Annotated[tuple[str, ...], BeforeValidator(_read_modes)]
 
 
@@ -95,7 +97,6 @@ class Draws:
         return torch.searchsorted(cumulative / cumulative[-1], self.units(shared), right=True)
 
     def odd(self, sizes: tuple[int, int]) -> Tensor:
-        """Draw odd numbers between two of them."""
         return sizes[0] + 2 * self.choice([1.0] * ((sizes[1] - sizes[0]) // 2 + 1))
 
     def mode(self, modes: Sequence[str]) -> Tensor:
@@ -155,18 +156,12 @@ class BlurOptions(OptionBlock):
     """A round's blur."""
 
     prob: Prob = Field(description="that the round blurs")
-    sigma: Annotated[Range, _within(0, math.inf, above=True)] = Field(
-        description="widths (standard deviations) in pixels, up to half the most taps, both drawn for anisotropic ones"
-    )
+    sigma: Widths = Field(description="standard deviations in pixels, up to half the most taps, both drawn for aniso")
     sinc_prob: Prob = Field(0.1, description="of a sinc kernel (cut-off from π/3, from 13 taps on π/5, to π)")
     families: Families = Field(_FAMILIES, description="of each family otherwise; those left out have 0")
     theta: Annotated[Range, _within(-360, 360)] = Field((-180.0, 180.0), description="angles in degrees")
-    betag: Annotated[Range, _within(0, 100, above=True)] = Field(
-        (0.5, 4.0), description="exponents of generalised Gaussians; around 1 half are drawn below it and half above"
-    )
-    betap: Annotated[Range, _within(0, 100, above=True)] = Field(
-        (1.0, 2.0), description="exponents of plateaus, drawn likewise: of the default range half are 1"
-    )
+    betag: Exponents = Field((0.5, 4.0), description="exponents of generalised Gaussians; half are drawn below 1")
+    betap: Exponents = Field((1.0, 2.0), description="exponents of plateaus, drawn likewise: by default half are 1")
     kernel_size: OddSizes = Field((7, 21), description="fewest and most taps, odd")
 
     @model_validator(mode="after")
@@ -280,7 +275,6 @@ class FinalOptions(OptionBlock):
 
 
 def is_among(kinds: Tensor, some: Sequence[int]) -> Tensor:
-    """Say which of the kernels counted by `kinds` are among some."""
     return torch.isin(kinds, torch.tensor(some))
 
 

@@ -27,11 +27,9 @@ class Stage(ABC):
     """A stage of the classical degradation; subclass `Blur`, `SeparableBlur` or `LRStage`.
 
     An object draws: it has the ranges, one for each of `columns`, and the sampler of a block of options. The class
-    applies: it takes parameters alone, so that protocols can use stages that no block describes.
-
-    A class is registered under its name in `types`, e.g. `@STAGES.register("noise")`; its block has the same name, for
-    blurs with `blur_` in front. Its constructor takes the keys of the block, one of which is `sampler`, and names them
-    alone in errors (`level: -1, expected …`).
+    applies: it takes parameters alone, so that protocols can use stages that no block describes. It is registered under
+    its name in `types`, e.g. `@STAGES.register("noise")`; its block has the same name, for blurs with `blur_` in front.
+    Its constructor takes the keys of the block, one of which is `sampler`, and names them alone in errors.
 
     Attributes:
         columns: The parameters' names. Each is a column of a batch's parameters, float64, shape (B,); where the first
@@ -89,8 +87,8 @@ class LRStage(Stage):
     def change(cls, lq: Tensor, params: Params) -> Tensor:
         """Change LR images, shape (B, …, 3, h, w), float32 or float64, neither clamped nor rounded.
 
-        The parameters, on the CPU, are those of these samples, to all of which the stage `applies`; what is random is
-        drawn for each sample by a CPU generator whose seed follows from its `noise_seed`.
+        The stage `applies` to all of them. What is random is drawn for each sample by a CPU generator whose seed
+        follows from its `noise_seed`.
         """
 
 

@@ -60,8 +60,6 @@ _DCT = (
 )
 _DCT_GAIN = 8  # coefficients come out in eighths
 
-_NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixels
-
 
 @STAGES.register("jpeg")
 class JPEG(LRStage):
@@ -151,7 +149,7 @@ def _halve(chroma: Tensor) -> Tensor:
 
 def _double(chroma: Tensor) -> Tensor:
     """Upsample by 2 with libjpeg's triangle filter: 3/4 the nearer and 1/4 the further sample, per axis."""
-    if chroma.shape[-1] <= _NARROW:
+    if chroma.shape[-1] <= 2:  # libjpeg repeats pixels of narrow planes
         return chroma.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     above = torch.cat([chroma[..., :1, :], chroma[..., :-1, :]], dim=-2)
     below = torch.cat([chroma[..., 1:, :], chroma[..., -1:, :]], dim=-2)

@@ -45,7 +45,7 @@ def gaussian_noise(x: Tensor, level: Tensor, seed: Tensor, grey: Tensor | None =
 
     Args:
         x: Images in [0, 1], shape (B, …); with `grey` (B, …, C, H, W).
-        level: Standard deviations on the 0–255 scale, shape (B,), ≥ 0; 0 leaves the sample as it is.
+        level: Standard deviations on the 0–255 scale, shape (B,); 0 leaves the sample as it is.
         seed: A seed in [0, 2^63) for each sample, int64, shape (B,).
         grey: Whether all channels of an image share one field, bool, shape (B,). None: nowhere.
     """
@@ -66,19 +66,18 @@ def poisson_noise(x: Tensor, scale: Tensor, seed: Tensor, grey: Tensor | None = 
     uniform number (24 bits) drawn for that pixel. So where another device rounds a pixel to the neighbouring level,
     that pixel's noise changes by about that level and no other's does (unless it moves n past a power of two).
 
-    Args:
-        x: RGB images in [0, 1], shape (B, …, 3, H, W); n is counted for each image (view). The noise takes no part in
-            gradients.
-        scale: Factors on the noise, shape (B,), ≥ 0; 0 leaves the sample as it is.
-        seed: As in `gaussian_noise`.
-        grey: Whether the noise is made of the image's luma and is the same for all channels, as there.
+    Images are RGB, shape (B, …, 3, H, W); n is counted for each view, and the noise takes no part in gradients. `grey`
+    noise is made of the luma. For the rest see `gaussian_noise`.
     """
 
     def add(clean: Tensor, members: Tensor) -> Tensor:
-        flags = _flags(grey, members)
+        flags, pixels = _flags(grey, members), clean.detach()
+        if any(flags):
+            luma = (pixels * x.new_tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
+            pixels = torch.where(_per_sample(torch.tensor(flags), x) > 0, luma, pixels)
+        levels = (pixels.clamp(0, 1) * GREY_LEVELS).round().long()
         uniform = _draw(torch.rand, clean, seed[members], flags).to(x.device)
-        noise = _shot_noise(_levels(clean.detach(), flags), uniform, x.dtype)
-        return clean + noise * _per_sample(scale[members], clean)
+        return clean + _shot_noise(levels, uniform, x.dtype) * _per_sample(scale[members], clean)
 
     return replaced(scale > 0, x, add)
 
@@ -101,33 +100,22 @@ def _draw(draw: Callable[..., Tensor], like: Tensor, seeds: Tensor, grey: list[b
     return torch.stack(drawn)
 
 
-def _levels(x: Tensor, grey: list[bool]) -> Tensor:
-    """Return the 8-bit levels of RGB images, or of their luma in all three channels, int64."""
-    if any(grey):
-        luma = (x * x.new_tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
-        x = torch.where(_per_sample(torch.tensor(grey), x) > 0, luma, x)
-    return (x.clamp(0, 1) * GREY_LEVELS).round().long()
-
-
 def _shot_noise(levels: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `Poisson(p·v) / v − p` for pixels p = levels / 255, shape (B, …, 3, H, W)."""
+    """Return `Poisson(p·v) / v − p` for pixels p = levels / 255, shape (B, …, 3, H, W).
+
+    A count is the least whose cumulative probability in the pixel's row of the tables is above the uniform number.
+    """
     images = levels.flatten(-3).flatten(0, -2)
     occurs = images.new_zeros((len(images), _LEVELS), dtype=torch.bool).scatter_(1, images, True)
     powers = 2 ** torch.arange(_EXPONENTS, device=levels.device)
     exponents = torch.bucketize(occurs.sum(1), powers).view(*levels.shape[:-3], 1, 1, 1)
-    counts = _quantiles(exponents * _LEVELS + levels, uniform.double() + _HALF_STEP)
-    return counts.to(dtype) / powers[exponents] - levels.to(dtype) / GREY_LEVELS
-
-
-def _quantiles(rows: Tensor, uniform: Tensor) -> Tensor:
-    """Return the least count whose cumulative probability in a row of the tables is above a number in [0, 1)."""
-    cumulative, cells = _poisson_tables(rows.device)
+    rows, uniform = exponents * _LEVELS + levels, uniform.double() + _HALF_STEP
+    cumulative, cells = _poisson_tables(levels.device)
     counts = cells.take(rows * _CELLS + (uniform * _CELLS).long()).long()
     unsure = (counts < 0).nonzero(as_tuple=True)
-    sought = rows[unsure]
-    found = torch.searchsorted(cumulative, sought + uniform[unsure], right=True)
-    counts[unsure] = found - sought * _MAX_COUNT
-    return counts
+    found = torch.searchsorted(cumulative, rows[unsure] + uniform[unsure], right=True)
+    counts[unsure] = found - rows[unsure] * _MAX_COUNT
+    return counts.to(dtype) / powers[exponents] - levels.to(dtype) / GREY_LEVELS
 
 
 @lru_cache(maxsize=8)
