@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, call_with, integer
-from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
-from bsr_plugins.degradations.distance import degraded_distance
-from bsr_plugins.degradations.params import (
-    GREY_LEVELS,
+from bsr_plugins.degradations.base import (
+    DEGRADATIONS,
     MAX_SEED,
     SEED,
+    Degradation,
     Params,
     by_group,
+    check_columns,
     classical_params,
     replaced,
+    rounded,
     select,
 )
+from bsr_plugins.degradations.distance import degraded_distance
 from bsr_plugins.degradations.resize import BORDERS, bicubic_resize
 from bsr_plugins.degradations.samplers import AdaptiveSampler, build_sampler
 from bsr_plugins.degradations.stages.base import STAGES, Block, Blur, LRStage, Stage, block_keys, known_stages
@@ -30,8 +32,6 @@ from bsr_plugins.errors import BSRError, OptionError, unknown_key, unknown_name
 from bsr_plugins.precision import at_least_float32
 
 CLEAN = "bicubic"  # the type without any stage
-_TYPE = "type"
-_MEASURING_SEED = 0
 
 
 class _Signature:
@@ -39,14 +39,12 @@ class _Signature:
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         constructor: Any = getattr(owner, "__init__")  # noqa: B009 (mypy finds the plain form unsound)
-        taken = list(inspect.signature(constructor).parameters.values())[1:]
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
-            return inspect.Signature(taken)
-        keys = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=STAGES[name])
-            for name, key in block_keys().items()
-        ]
-        return inspect.Signature([*taken[:-1], *keys])
+        _self, *taken = inspect.signature(constructor).parameters.values()
+        if taken and taken[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            stages, keyword = taken.pop(), inspect.Parameter.KEYWORD_ONLY
+            for name, key in block_keys().items():
+                taken.append(stages.replace(name=key, kind=keyword, default=None, annotation=STAGES[name]))
+        return inspect.Signature(taken)
 
 
 @DEGRADATIONS.register("ClassicalDegradation")
@@ -54,9 +52,8 @@ class ClassicalDegradation(Degradation):
     """`lq = (gt ⊗ k) ↓s + n`, then JPEG, then rounding and clamping to 8 bits (Eq. 1 of the ReDSR paper).
 
     In this order: blur with reflected borders, MATLAB's bicubic, what changes the LR image (of the stages here noise,
-    then JPEG), 8 bits. Each stage is an option block with ranges and perhaps a `sampler`, e.g.
-    `blur_iso: {sigma: [0.2, 4.0], sampler: ads}`. There are as many as are registered in `STAGES`, from outside the
-    package too; each class says what its block takes.
+    then JPEG), 8 bits. Each stage registered in `STAGES` has an option block with ranges and perhaps a `sampler`, e.g.
+    `blur_iso: {sigma: [0.2, 4.0], sampler: ads}`; its class says what the block takes.
 
     Args:
         scale: Downsampling factor s.
@@ -97,24 +94,19 @@ class ClassicalDegradation(Degradation):
         described: dict[str, Stage] = {}
         for name, key in block_keys().items():
             if (block := stages.pop(key, None)) is not None:
-                described[name] = call_with(self._stage_builder(STAGES[name], sampler), block, key)
+                taps = (kernel_size,) if issubclass(STAGES[name], Blur) else ()
+                build = partial(STAGES[name], *taps, sampler=sampler)  # type: ignore[misc]
+                described[name] = call_with(build, block, key)
         if stages:
             raise unknown_key(next(iter(stages)), inspect.signature(type(self)).parameters)
         self.types = _parse_types(types, described)
-        used = frozenset[str]().union(*self.types)
-        self.stages: dict[str, Stage] = {name: stage for name, stage in described.items() if name in used}
-
-    def _stage_builder(self, stage: type[Stage], sampler: Block) -> Callable[..., Stage]:
-        given = (self.kernel_size,) if issubclass(stage, Blur) else ()
-        return partial(stage, *given, sampler=sampler)  # type: ignore[misc]
+        self.stages = {name: stage for name, stage in described.items() if any(name in kind for kind in self.types)}
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether some stage's sampler has still to be calibrated."""
         return any(stage.sampler.needs_calibration for stage in self.stages.values())
 
     def smallest_side(self, params: Params | None = None) -> int:
-        """Return the shortest side of images, in HR pixels: blur reflects the border within the kernel's radius."""
         if params is None:
             blurs = any(isinstance(stage, Blur) for stage in self.stages.values())
         else:
@@ -122,10 +114,7 @@ class ClassicalDegradation(Degradation):
         return max(self.scale, self.kernel_size // 2 + 1 if blurs else 1)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw the parameters of `batch_size` degradations from a CPU generator.
-
-        They are those of `classical_params`, the columns of further stages in use, and `type`, the index into `types`.
-        """
+        """Draw those of `classical_params`, columns of further stages in use, and `type`, the index into `types`."""
         kind = torch.randint(len(self.types), (batch_size,), generator=generator)
         params = classical_params([0.0] * batch_size)
         for name, stage in self.stages.items():
@@ -134,13 +123,10 @@ class ClassicalDegradation(Degradation):
             for key, column in drawn.items():
                 params[key] = torch.where(chosen, column, params.get(key, torch.zeros_like(column)))
         params[SEED] = torch.randint(MAX_SEED, (batch_size,), generator=generator)
-        return {_TYPE: kind, **params}
+        return {"type": kind, **params}
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images (see `Degradation`) by parameters as `sample` or `classical_params` give them.
-
-        Stages whose columns are absent are off.
-        """
+        """Degrade images by parameters as `sample` or `classical_params` give them; absent columns mean no stage."""
         self.check_images(gt)
         params = self._checked(params, gt.shape[0])
         x = at_least_float32(gt)
@@ -148,24 +134,22 @@ class ClassicalDegradation(Degradation):
             return self._corrupt(self._blur_and_downsample(x, params), params).to(gt.dtype)
 
     def clean(self, gt: Tensor) -> Tensor:
-        """Return the clean LR images: bicubic downsampling alone (and 8 bits, if asked for)."""
         return self(gt, classical_params([0.0] * gt.shape[0]))
 
     def kernels(self, params: Params) -> Tensor:
-        """Return the blur kernels (see `Degradation.kernels`); a unit impulse where there is no blur."""
         return self._kernels(self._checked(params, len(params[SEED]))).float()
 
     def _checked(self, params: Params, count: int) -> Params:
         """Check the parameters of `count` samples; return them with the columns of stages that are off by absence."""
-        stages, needed, off = known_stages().values(), classical_params(), torch.zeros(count, dtype=torch.float64)
-        whole = dict(params)
+        stages, off = known_stages().values(), torch.zeros(count, dtype=torch.float64)
+        whole, columns = dict(params), dict.fromkeys(classical_params())
         for stage in stages:
-            if not any(name in params or name in needed for name in stage.columns):
+            if not any(name in params or name in columns for name in stage.columns):
                 whole |= dict.fromkeys(stage.columns, off)
-        columns = dict.fromkeys([*needed, *(name for stage in stages for name in stage.columns)])
-        self.check_columns(whole, columns, count)
+            columns |= dict.fromkeys(stage.columns)
+        check_columns(whole, columns, count)
         for name in params:
-            if name not in columns and name != _TYPE:
+            if name not in columns and name != "type":
                 raise unknown_name("degradation: among the parameters", name, columns)
         for stage in stages:
             stage.check(whole)
@@ -183,7 +167,7 @@ class ClassicalDegradation(Degradation):
         return found
 
     def _kernels(self, params: Params) -> Tensor:
-        """Return the blur kernels in float64."""
+        """Return the blur kernels in float64; a unit impulse where there is no blur."""
         blurs, size = self._blurs(params), self.kernel_size
         kernels = torch.zeros(len(blurs), size, size, dtype=torch.float64)
         kernels[:, size // 2, size // 2] = 1
@@ -206,27 +190,22 @@ class ClassicalDegradation(Degradation):
 
     def _corrupt(self, lq: Tensor, params: Params) -> Tensor:
         """Change the LR images by the other stages, then round to 8 bits."""
-        for stage in known_stages().values():
-            if issubclass(stage, LRStage):
-                lq = replaced(stage.applies(params), lq, partial(_change, stage, params))
-        if self.round_to_8bit:
-            lq = (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS
-        return lq
+        for stage in (stage for stage in known_stages().values() if issubclass(stage, LRStage)):
+
+            def change(some: Tensor, members: Tensor, stage: type[LRStage] = stage) -> Tensor:
+                return stage.change(some, select(params, members))
+
+            lq = replaced(stage.applies(params), lq, change)
+        return rounded(lq) if self.round_to_8bit else lq
 
     def measure(self, name: str, values: Tensor, images: Tensor) -> Tensor:
-        """Measure the degraded distance D(θ) of a single stage.
+        """Measure D(θ) of a single stage, in grey levels, shape (N,), as a mean over HR images, shape (M, 3, P, P).
 
-        Args:
-            name: The stage, one of `stages`.
-            values: Its parameters, shape (N, P), or the measured ones alone: D is then averaged over the others.
-            images: HR images in [0, 1], shape (M, 3, P, P), sides multiples of the scale.
-
-        Returns:
-            Tensor: Mean RMSE over the images between the degraded and the clean LR image, in grey levels, shape (N,).
+        Its parameters, shape (N, P), may be the measured ones alone: D is then averaged over the others.
         """
         stage = self.stages[name]
         self.check_images(images)
-        sharp = self._checked({**classical_params(), SEED: torch.tensor([_MEASURING_SEED])}, 1)
+        sharp = self._checked(classical_params(), 1)
         downsampled = self._blur_and_downsample(images[None], sharp)
         clean = self._corrupt(downsampled, sharp)
         rows = stage.averaged_over(values)
@@ -238,7 +217,6 @@ class ClassicalDegradation(Degradation):
         return torch.stack(distances).view(rows.shape[:2]).mean(0)
 
     def calibrate(self, images: Tensor) -> None:
-        """Fit every adaptive sampler that is not fitted yet to HR images, shape (N, 3, P, P) in [0, 1]."""
         with torch.no_grad():
             for name, stage, sampler in self._adaptive():
                 if sampler.needs_calibration:
@@ -246,37 +224,31 @@ class ClassicalDegradation(Degradation):
                     sampler.fit(distances.view(sampler.grid_shape(stage.measured)), f"calibration of {name}")
 
     def calibration(self) -> dict[str, Any]:
-        """Return what adaptive samplers were fitted with: ranges, settings and distances per stage, JSON-ready."""
+        """Return what adaptive samplers were fitted with: ranges, settings and distances per stage."""
         return {
-            name: {
-                "ranges": [list(ends) for ends in stage.measured_ranges],
-                "settings": self._measuring_settings(stage),
-                "distances": sampler.distances.tolist(),
-            }
+            name: {**self._measured_under(stage), "distances": sampler.distances.tolist()}
             for name, stage, sampler in self._adaptive()
             if sampler.distances is not None
         }
 
     def load_calibration(self, state: dict[str, Any]) -> None:
-        """Fit the adaptive samplers with what `calibration` returned.
+        """Fit the adaptive samplers with what `calibration` returned; what says nothing of settings is taken as it is.
 
         Raises:
-            BSRError: It is no mapping; a stage is missing in it, was calibrated for other ranges or under other
-                settings, or does not fit the sampler's grid. What says nothing of settings is taken as it is.
+            BSRError: It is of another form, or was measured over other ranges, under other settings or on another grid.
         """
         if not isinstance(state, Mapping):
             raise BSRError(f"calibration: {state!r}, expected a block per stage")
         for name, stage, sampler in self._adaptive():
             where = f"calibration of {name}"
-            ranges = [list(ends) for ends in stage.measured_ranges]
-            saved = state.get(name, {})
+            expected, saved = self._measured_under(stage), state.get(name, {})
             found = saved.get("ranges") if isinstance(saved, Mapping) else saved
-            if found != ranges:
-                raise BSRError(f"{where}: found the ranges {found}, expected {ranges}")
+            if found != expected["ranges"]:
+                raise BSRError(f"{where}: found the ranges {found}, expected {expected['ranges']}")
             settings = saved.get("settings", {})
             if not isinstance(settings, Mapping):
                 raise BSRError(f"{where}: found the settings {settings!r}, expected a block")
-            for key, value in self._measuring_settings(stage).items():
+            for key, value in expected["settings"].items():
                 if settings.get(key, value) != value:
                     raise BSRError(f"{where}: measured with {key} {settings[key]!r}, expected {value!r}")
             try:
@@ -286,31 +258,21 @@ class ClassicalDegradation(Degradation):
             sampler.fit(distances, where)
 
     def _adaptive(self) -> list[tuple[str, Stage, AdaptiveSampler]]:
-        """Return the stages whose samplers measure distances."""
         stages = self.stages.items()
         return [(name, stage, stage.sampler) for name, stage in stages if isinstance(stage.sampler, AdaptiveSampler)]
 
-    def _measuring_settings(self, stage: Stage) -> dict[str, Any]:
-        """Return what a stage's distances depend on beside its measured ranges, JSON-ready."""
+    def _measured_under(self, stage: Stage) -> dict[str, Any]:
+        """Return what a stage's distances depend on: its measured ranges, and settings, JSON-ready."""
         settings: dict[str, Any] = {"scale": self.scale, "border": self.border, "round_to_8bit": self.round_to_8bit}
         if isinstance(stage, Blur):
             settings["kernel_size"] = self.kernel_size
-        averaged = list(zip(stage.columns, stage.ranges, strict=False))[stage.measured :]
-        return settings | {name: list(ends) for name, ends in averaged}
-
-
-def _change(stage: type[LRStage], params: Params, lq: Tensor, members: Tensor) -> Tensor:
-    return stage.change(lq, select(params, members))
+        averaged = zip(stage.columns[stage.measured :], stage.ranges[stage.measured :], strict=False)
+        settings |= {name: list(ends) for name, ends in averaged}
+        return {"ranges": [list(ends) for ends in stage.measured_ranges], "settings": settings}
 
 
 def _parse_types(types: Sequence[str] | None, described: Mapping[str, Stage]) -> list[frozenset[str]]:
-    """Read the degradation types, each a set of stages joined by `+`, e.g. `aniso+noise`; `bicubic` is the empty set.
-
-    Without a list there is one type, of all the stages that are described.
-
-    Raises:
-        OptionError: It is no list; a stage is unknown or not described, named twice, or a type has two blurs.
-    """
+    """Read the types, each a set of stages joined by `+`; without a list there is one, of all that are described."""
     if types is not None and not isinstance(types, list | tuple):
         raise OptionError(f"types: {types!r}, expected a list such as [bicubic, iso]")
     keys = block_keys()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bsr_plugins.degradations.params import GREY_LEVELS
+from bsr_plugins.degradations.base import GREY_LEVELS
 from bsr_plugins.errors import BSRError
 
 
@@ -17,44 +17,28 @@ def degraded_distance(lq: Tensor, clean: Tensor) -> Tensor:
 
 
 class Alignment(NamedTuple):
-    """What `sigma_align` chose.
+    """What `sigma_align` chose of B sets of candidates."""
 
-    Attributes:
-        indices: Which candidates were kept, in rising order of distance, shape (B, m).
-        std: Standard deviation of their distances, in grey levels, shape (B,).
-        accepted: Whether that is at most `max_std`, boolean, shape (B,).
-    """
-
-    indices: Tensor
-    std: Tensor
-    accepted: Tensor
+    indices: Tensor  # which were kept, in rising order of distance, shape (B, m)
+    std: Tensor  # standard deviation of their distances, in grey levels, shape (B,)
+    accepted: Tensor  # whether that is at most `max_std`, bool, shape (B,)
 
 
 def sigma_align(distances: Tensor, keep: int, max_std: float | None = None) -> Alignment:
-    """Of K candidate patches with one degradation keep the m whose degraded distances vary least.
+    """Of K candidate patches with one degradation `keep` the m whose degraded distances, shape (B, K), vary least.
 
     Patches under one degradation differ in degraded distance with their content; positives should not. The m values of
-    least standard deviation (the population's) among K are neighbours once sorted, so the best window of m neighbours
-    is the exact minimum over all subsets.
+    least standard deviation (the population's) are neighbours once sorted, so the best window is the exact minimum.
+    Sets whose standard deviation is above `max_std`, in grey levels, are not accepted; None accepts all.
 
     Source: AACL's abstract ("sigma-alignment controls the SD among positive samples; we identify a subset with small
     degraded distance"); the search and the threshold are ours.
-
-    Args:
-        distances: Degraded distances, shape (B, K).
-        keep: How many to keep, m in [1, K].
-        max_std: Sets whose standard deviation is above this (grey levels) are not accepted; None accepts all.
-
-    Raises:
-        BSRError: `keep` is not in [1, K].
     """
     candidates = distances.shape[1]
     if not 1 <= keep <= candidates:
         raise BSRError(f"sigma_align: keep {keep} of {candidates} candidates, expected a number in [1, {candidates}]")
     ordered, order = distances.sort(dim=1)
-    windows = ordered.unfold(1, keep, 1)
-    spreads = windows.std(dim=2, correction=0)
-    std, start = spreads.min(dim=1)
+    std, start = ordered.unfold(1, keep, 1).std(dim=2, correction=0).min(dim=1)
     indices = order.gather(1, start[:, None] + torch.arange(keep, device=distances.device))
     accepted = torch.ones_like(std, dtype=torch.bool) if max_std is None else std <= max_std
     return Alignment(indices, std, accepted)

@@ -23,9 +23,9 @@ _ROWS_PER_BLOCK = 16  # wide enough for efficient products, narrow enough to ski
 
 @dataclass(frozen=True)
 class BandedMatrix:
-    """A matrix that is mostly zero, kept exactly, as blocks of rows with the columns that they touch.
+    """A matrix, or a batch of them, that is mostly zero, as blocks of rows with the columns that they touch.
 
-    Block b holds columns `starts[b]` … and has shape (…, rows, width). Leading dimensions are a batch of matrices.
+    Block b holds columns `starts[b]` … and has shape (…, rows, width).
     """
 
     blocks: tuple[Tensor, ...]
@@ -43,7 +43,6 @@ class BandedMatrix:
 
 
 def row_slices(rows: int) -> list[slice]:
-    """Cut `rows` consecutive rows into blocks."""
     return [slice(first, min(first + _ROWS_PER_BLOCK, rows)) for first in range(0, rows, _ROWS_PER_BLOCK)]
 
 
@@ -52,9 +51,8 @@ def banded(matrix: Tensor) -> BandedMatrix:
     blocks, starts = [], []
     for rows in row_slices(matrix.shape[0]):
         touched = (matrix[rows] != 0).any(0).nonzero().flatten()
-        first, last = int(touched[0]), int(touched[-1])
-        blocks.append(matrix[rows, first : last + 1].contiguous())
-        starts.append(first)
+        starts.append(int(touched[0]))
+        blocks.append(matrix[rows, starts[-1] : int(touched[-1]) + 1].contiguous())
     return BandedMatrix(tuple(blocks), tuple(starts))
 
 
@@ -69,14 +67,7 @@ def cubic(x: Tensor) -> Tensor:
 def border_indices(indices: Tensor, size: int, border: str) -> Tensor:
     """Bring indices outside [0, size) back inside.
 
-    Args:
-        indices: Integer positions, any shape.
-        size: Length of the axis.
-        border: `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with the edge pixel
-            doubled (MATLAB).
-
-    Raises:
-        OptionError: The border is unknown.
+    `clamp` repeats the edge pixel (the released blind-SR codes); `mirror` reflects with it doubled (MATLAB).
     """
     if border == "clamp":
         return indices.clamp(0, size - 1)
@@ -115,24 +106,18 @@ def _banded_bicubic(in_size: int, out_size: int, border: str, dtype: torch.dtype
 
 
 def bicubic_resize(x: Tensor, size: tuple[int, int], border: str = "clamp") -> Tensor:
-    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding.
-
-    Any float type, any device, differentiable; see `border_indices` for the border.
-    """
+    """Resize images, shape (…, H, W), as MATLAB's `imresize(x, size, 'bicubic')` does, without rounding."""
     rows = _banded_bicubic(x.shape[-2], size[0], border, x.dtype, x.device)
     columns = _banded_bicubic(x.shape[-1], size[1], border, x.dtype, x.device)
     return columns.apply_columns(rows.apply_rows(x))
 
 
 def blurred_rows(in_size: int, scale: int, taps: int, border: str, rows: slice) -> tuple[Tensor, int]:
-    """Return some rows (LR pixels) of `W · R(e_t)`, for every tap t of a blur.
+    """Return some rows (LR pixels) of `W · R(e_t)` for every tap t, and the HR pixel of their first column.
 
     The bicubic of a blurred axis is a matrix, `W · R(g)`, W the bicubic and R(g) the blur with reflected borders. It is
-    linear in the taps of g: it is the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them.
-
-    Returns:
-        tuple[Tensor, int]: float64, shape (taps, rows, width), and the HR pixel that its first column stands for; no
-        row touches a pixel outside.
+    linear in the taps of g: the sum of `W · R(e_t)`, e_t the unit impulses, weighted by them. The shape is (taps, rows,
+    width), float64; no row touches a pixel outside.
     """
     bicubic = bicubic_matrix(in_size, in_size // scale, border)[rows]
     touched = (bicubic != 0).any(0).nonzero().flatten()

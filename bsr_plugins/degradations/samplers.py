@@ -1,9 +1,8 @@
 """How degradation parameters are drawn from their ranges.
 
-`uniform` is the baseline. Uniform draws pile up at degradations that look alike: between σ = 3.5 and 4 little changes,
-between 0.5 and 1 much. `ads` (adaptive degradation sampling) draws so that the *degraded distance* D(θ), the mean RMSE
-between the LR images degraded by θ and the clean ones, comes out uniform: D is measured over a grid of θ, made
-monotone, inverted, and sampled through u ~ U(0, 1). `power` is a closed form that needs no measuring.
+Uniform draws pile up at degradations that look alike: between σ = 3.5 and 4 little changes, between 0.5 and 1 much.
+`ads` (adaptive degradation sampling) draws so that the *degraded distance* D(θ), the mean RMSE between the LR images
+degraded by θ and the clean ones, comes out uniform. `power` is a closed form that needs no measuring.
 
 Source: AACL's abstract says that ADS "utilizes non-linear sampling by weighting the parameters of the degradation
 process for training uniformly degraded images"; no more is published, so the definition above is ours.
@@ -26,11 +25,9 @@ from bsr_plugins.registration import Registry
 Range = tuple[float, float]
 Ranges = Sequence[Range]
 
-_MAX_GAMMA = 100.0
-_MIN_GRID = 5
 _SURFACE_POINTS = 9
 _LEAST_CHANGE = 1e-3  # grey levels; less than this is rounding
-_CELLS_PER_STEP = 32  # a grid step of a surface is cut so fine, to be below a bin where D is steep, and weighted
+_CELLS_PER_AXIS = 32 * (_SURFACE_POINTS - 1)  # of a surface; so fine as to be below a bin where D is steep
 _DISTANCE_BINS = 40  # resolution at which a surface's distances are levelled
 
 
@@ -54,9 +51,8 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry("sampler")
 
 def spread(units: Tensor, ranges: Ranges) -> Tensor:
     """Map numbers in [0, 1], shape (count, d), onto a box of d ranges."""
-    low, high = torch.tensor(ranges, dtype=torch.float64).T
-    places: Tensor = low + units * (high - low)
-    return places
+    ends = torch.tensor(ranges, dtype=torch.float64)
+    return ends[:, 0] + units * (ends[:, 1] - ends[:, 0])
 
 
 @SAMPLERS.register("uniform")
@@ -64,25 +60,19 @@ class UniformSampler(Sampler):
     """Every parameter uniform and independent."""
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler.draw`."""
         return spread(torch.rand(count, len(ranges), generator=generator, dtype=torch.float64), ranges)
 
 
 @SAMPLERS.register("power")
 class PowerSampler(Sampler):
-    """`low + (high − low) · u^γ` for every parameter: γ < 1 favours the upper end, γ > 1 the lower.
-
-    Args:
-        gamma: Exponent γ in (0, 100]; 1 is uniform.
-    """
+    """`low + (high − low) · u^γ` for every parameter, γ in (0, 100]; below 1 it favours the upper end."""
 
     def __init__(self, gamma: float) -> None:
-        self.gamma = number(gamma, "gamma", 0.0, _MAX_GAMMA)
+        self.gamma = number(gamma, "gamma", 0.0, 100.0)
         if self.gamma == 0:
             raise OptionError(f"gamma: {gamma!r}, expected a number above 0")
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler.draw`."""
         units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
         return spread(units**self.gamma, ranges)
 
@@ -100,21 +90,15 @@ class AdaptiveSampler(Sampler):
     """
 
     def __init__(self, grid: int = 65) -> None:
-        self.grid = integer(grid, "grid", _MIN_GRID)
+        self.grid = integer(grid, "grid", 5)
+        self.needs_calibration = True  # by `fit`
         self.distances: Tensor | None = None
         self._cumulative_weights: Tensor | None = None
 
-    @property
-    def needs_calibration(self) -> bool:  # type: ignore[override]
-        """Whether `fit` has still to be called."""
-        return self.distances is None
-
     def nodes(self, ranges: Ranges) -> Tensor:
         """Return the grid points at which to measure D, shape (points, len(ranges)), the last parameter fastest."""
-        axes = [
-            torch.linspace(low, high, points, dtype=torch.float64)
-            for (low, high), points in zip(ranges, self.grid_shape(len(ranges)), strict=True)
-        ]
+        points = zip(ranges, self.grid_shape(len(ranges)), strict=True)
+        axes = [torch.linspace(*ends, count, dtype=torch.float64) for ends, count in points]
         return torch.cartesian_prod(*axes).view(-1, len(ranges))
 
     def grid_shape(self, parameters: int) -> tuple[int, ...]:
@@ -122,11 +106,7 @@ class AdaptiveSampler(Sampler):
         return (self.grid,) if parameters == 1 else (_SURFACE_POINTS,) * parameters
 
     def fit(self, distances: Tensor, where: str = "ads") -> None:
-        """Take D at the grid points `nodes`, in the shape that `grid_shape` gives for one or two parameters.
-
-        Raises:
-            BSRError: The distances are not finite, do not fit the grid, or hardly change from end to end.
-        """
+        """Take D at `nodes`, in `grid_shape`; refuse what is not finite or hardly changes from end to end."""
         distances = distances.to("cpu", torch.float64)
         shapes = [self.grid_shape(parameters) for parameters in (1, 2)]
         if tuple(distances.shape) not in shapes or not bool(distances.isfinite().all()):
@@ -136,39 +116,39 @@ class AdaptiveSampler(Sampler):
         if change < _LEAST_CHANGE:
             found = f"the degraded distance changes by {change:g} grey levels over the range"
             raise BSRError(f"{where}: {found}, expected at least {_LEAST_CHANGE:g}")
-        self.distances = distances
+        self.distances, self.needs_calibration = distances, False
         self._cumulative_weights = _cell_weights(distances).flatten().cumsum(0) if distances.dim() == 2 else None
 
     def draw(self, ranges: Ranges, count: int, generator: torch.Generator) -> Tensor:
-        """See `Sampler.draw`."""
         if self.distances is None:
             raise BSRError("ads: the sampler has not been calibrated; call calibrate() or load_calibration() first")
         units = torch.rand(count, len(ranges), generator=generator, dtype=torch.float64)
         if self._cumulative_weights is None:
-            units[:, 0] = self._invert(units[:, 0])
+            units[:, 0] = _invert(self.distances, units[:, 0])
         else:
-            choice = torch.rand(count, generator=generator, dtype=torch.float64)
-            units[:, :2] = _pick_cells(self._cumulative_weights, choice, units[:, :2])
+            choice = torch.rand(count, generator=generator, dtype=torch.float64) * self._cumulative_weights[-1]
+            cells = torch.searchsorted(self._cumulative_weights, choice).clamp_max(_CELLS_PER_AXIS**2 - 1)
+            corners = torch.stack([cells // _CELLS_PER_AXIS, cells % _CELLS_PER_AXIS], dim=1)
+            units[:, :2] = (corners + units[:, :2]) / _CELLS_PER_AXIS
         return spread(units, ranges)
 
-    def _invert(self, units: Tensor) -> Tensor:
-        """Return the place in [0, 1] at which the monotone, piecewise linear D has risen by the given parts."""
-        assert self.distances is not None
-        falling = bool(self.distances[0] > self.distances[-1])
-        rising = self.distances.flip(0) if falling else self.distances
-        rising = rising.cummax(0).values
-        targets = rising[0] + units * (rising[-1] - rising[0])
-        upper = torch.searchsorted(rising, targets).clamp(1, self.grid - 1)
-        below, above = rising[upper - 1], rising[upper]
-        part = (targets - below) / (above - below).clamp_min(torch.finfo(torch.float64).tiny)
-        places = (upper - 1 + part.clamp(0, 1)) / (self.grid - 1)
-        return 1 - places if falling else places
+
+def _invert(distances: Tensor, units: Tensor) -> Tensor:
+    """Return the places in [0, 1] at which D, made monotone and piecewise linear, has risen by the given parts."""
+    falling = bool(distances[0] > distances[-1])
+    rising = (distances.flip(0) if falling else distances).cummax(0).values
+    steps = len(rising) - 1
+    targets = rising[0] + units * (rising[-1] - rising[0])
+    upper = torch.searchsorted(rising, targets).clamp(1, steps)
+    below, above = rising[upper - 1], rising[upper]
+    part = (targets - below) / (above - below).clamp_min(torch.finfo(torch.float64).tiny)
+    places = (upper - 1 + part.clamp(0, 1)) / steps
+    return 1 - places if falling else places
 
 
 def _cell_weights(distances: Tensor) -> Tensor:
     """Return one weight per small cell of a surface, shape (n, n): the inverse of how many cells share its distance."""
-    per_axis = _CELLS_PER_STEP * (_SURFACE_POINTS - 1)
-    fine = F.interpolate(distances[None, None], size=(per_axis + 1,) * 2, mode="bilinear", align_corners=True)
+    fine = F.interpolate(distances[None, None], size=(_CELLS_PER_AXIS + 1,) * 2, mode="bilinear", align_corners=True)
     centres = F.avg_pool2d(fine, kernel_size=2, stride=1)[0, 0]
     low, high = centres.min(), centres.max()
     bins = ((centres - low) / (high - low) * _DISTANCE_BINS).long().clamp_max(_DISTANCE_BINS - 1)
@@ -176,18 +156,6 @@ def _cell_weights(distances: Tensor) -> Tensor:
     return 1 / population[bins]
 
 
-def _pick_cells(cumulative_weights: Tensor, choice: Tensor, jitter: Tensor) -> Tensor:
-    """Return places in [0, 1]²: a cell by weight, then a uniform place in it."""
-    per_axis = _CELLS_PER_STEP * (_SURFACE_POINTS - 1)
-    cells = torch.searchsorted(cumulative_weights, choice * cumulative_weights[-1]).clamp_max(per_axis**2 - 1)
-    corners = torch.stack([cells // per_axis, cells % per_axis], dim=1)
-    return (corners + jitter) / per_axis
-
-
 def build_sampler(block: str | Mapping[str, Any], where: str) -> Sampler:
-    """Build a sampler from its name or its block, e.g. `uniform` or `{type: power, gamma: 0.5}`.
-
-    Raises:
-        OptionError: The name or a key is unknown, or a value out of range.
-    """
+    """Build a sampler from its name or its block, e.g. `uniform` or `{type: power, gamma: 0.5}`."""
     return build_from_block({"type": block} if isinstance(block, str) else block, SAMPLERS, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,26 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import boolean, integer
-from bsr_plugins.degradations.base import DEGRADATIONS, Degradation
-from bsr_plugins.degradations.blur import blur
+from bsr_plugins.degradations.base import (
+    DEGRADATIONS,
+    Degradation,
+    Params,
+    by_group,
+    check_columns,
+    check_quality,
+    replaced,
+    require,
+    rounded,
+)
+from bsr_plugins.degradations.blur import blur, sharpen
 from bsr_plugins.degradations.kernels import generalized_gaussian_kernels, plateau_kernels, sinc_kernels
-from bsr_plugins.degradations.params import GREY_LEVELS, Params, by_group, replaced
 from bsr_plugins.degradations.resize import bicubic_resize
-from bsr_plugins.degradations.second_order_options import MODES, FinalOptions, read_round
-from bsr_plugins.degradations.second_order_params import (
+from bsr_plugins.degradations.second_order_options import (
     GAUSSIAN,
+    KERNELS,
+    MODES,
     NONE,
     PLATEAU,
     SINC,
     Draws,
-    check_params,
-    draw_final,
-    draw_round,
+    FinalOptions,
     is_among,
+    read_round,
 )
 from bsr_plugins.degradations.stages.jpeg import jpeg
 from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
-from bsr_plugins.degradations.usm import sharpen
 from bsr_plugins.errors import BSRError
 from bsr_plugins.options.declared import read_block
 from bsr_plugins.precision import at_least_float32
@@ -50,8 +58,8 @@ _PATH = ("first_resize", "first_mode", "second_resize", "second_mode", "final_mo
 class SecondOrderDegradation(Degradation):
     """Two rounds of blur, resize, noise and JPEG, then a sinc filter and JPEG in either order (Real-ESRGAN).
 
-    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`, all of
-    which may be left out: they are then as in the released training.
+    `first` and `second` are blocks with the keys of `RoundOptions`, `final` is one with those of `FinalOptions`; what
+    they leave out is as in the released training.
 
     In the released pipeline a batch shares each round's factor and mode of resizing and its kind of noise, whether the
     second round blurs, the order of the last steps and their mode; kernels, levels, qualities and grey noise differ
@@ -93,31 +101,30 @@ class SecondOrderDegradation(Degradation):
         self._names = tuple(self.sample(0, torch.Generator()))
 
     def smallest_side(self, params: Params | None = None) -> int:
-        """Return the shortest side of images, in HR pixels: every blur reflects the border within its radius."""
+        """Return the least side at which every blur has its radius and a pixel more, and every resize a pixel."""
         if params is None:
             rounds = (self.first, self.second)
             taps = [options.blur.kernel_size[1] if options.blur.prob > 0 else 0 for options in rounds]
             taps.append(self.final.kernel_size[1] if self.final.sinc_prob > 0 else 0)
-            return self._smallest_side(*taps, *(options.resize.lowest for options in rounds))
-        columns = ("first_taps", "second_taps", "final_taps", "first_resize", "second_resize")
-        rows = zip(*(params[key].tolist() for key in columns), strict=True)
-        return max((self._smallest_side(*row) for row in rows), default=1)
-
-    def _smallest_side(self, first_taps: int, second_taps: int, last_taps: int, resize: float, relative: float) -> int:
-        """Return the least side at which every blur has its radius and a pixel more, and every resize a pixel."""
-        for_second = _shortest(second_taps // 2 + 1, resize)
-        lr = max(last_taps // 2 + 1, _shortest(1, relative))
-        return max(first_taps // 2 + 1, for_second, self.scale * lr)
+            rows: Iterable[Any] = [(*taps, *(options.resize.lowest for options in rounds))]
+        else:
+            columns = ("first_taps", "second_taps", "final_taps", "first_resize", "second_resize")
+            rows = zip(*(params[key].tolist() for key in columns), strict=True)
+        sides = [1]
+        for first_taps, second_taps, last_taps, resize, relative in rows:
+            lr = max(last_taps // 2 + 1, _shortest(1, relative))
+            sides += [first_taps // 2 + 1, _shortest(second_taps // 2 + 1, resize), self.scale * lr]
+        return max(sides)
 
     def target(self, gt: Tensor) -> Tensor:
-        """Return what is degraded and reproduced: images (B, …, 3, H, W) in [0, 1], sharpened under `usm`."""
+        """Return images (B, …, 3, H, W) in [0, 1] sharpened, under `usm`."""
         if not self.usm:
             return gt
         with torch.autocast(gt.device.type, enabled=False):
             return sharpen(at_least_float32(gt)).to(gt.dtype)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Params:
-        """Draw the parameters of `batch_size` degradations, for a call in which these are the batch.
+        """Draw the parameters of a batch.
 
         Columns have the shape (B,) and are float64, but for counts and seeds (int64) and yes or no (bool). Those of the
         first round are `first_kernel` (an index into `KERNELS`), `first_taps`, `first_lambda1`, `first_lambda2`,
@@ -127,15 +134,19 @@ class SecondOrderDegradation(Degradation):
         `final_cutoff`, `final_mode`, `final_jpeg_last`.
         """
         draws = Draws(batch_size, self.per_sample, generator)
-        rounds = draw_round("first", self.first, draws) | draw_round("second", self.second, draws)
-        return rounds | draw_final(self.final, draws)
+        return self.first.draw("first", draws) | self.second.draw("second", draws) | self.final.draw(draws)
 
     def __call__(self, gt: Tensor, params: Params) -> Tensor:
-        """Degrade images (see `Degradation`), which are what `target` returns where the released pipeline is wanted.
-
-        There is no gradient: JPEG rounds.
-        """
-        self._check(gt, params)
+        """Degrade images, those of `target` for the released pipeline; there is no gradient."""
+        self.check_images(gt)
+        check_columns(params, self._names, gt.shape[0])
+        _check_params(params)
+        smallest = self.smallest_side(params)
+        if min(gt.shape[-2:]) < smallest:
+            raise BSRError(
+                f"degradation: images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected sides of at least {smallest} "
+                "for the drawn kernels and factors"
+            )
         x = at_least_float32(gt).reshape(gt.shape[0], -1, *gt.shape[-3:])
         with torch.autocast(gt.device.type, enabled=False):
             kernels = {f"{name}_kernels": kernels_of(params, name, x) for name in _BLURS}
@@ -163,28 +174,32 @@ class SecondOrderDegradation(Degradation):
         x = _blurred(x, params["final_kernels"], params["final_kernel"])
         if jpeg_last:
             x = _coded(x, params["second_quality"])
-        return self._rounded(x)
-
-    def _rounded(self, lq: Tensor) -> Tensor:
-        return (lq.clamp(0, 1) * GREY_LEVELS).round() / GREY_LEVELS if self.round_to_8bit else lq
+        return rounded(x) if self.round_to_8bit else x
 
     def clean(self, gt: Tensor) -> Tensor:
-        """Return clean LR images, ours: MATLAB's bicubic, as other degradations have it, and 8 bits, if asked for."""
+        """Return clean LR images: MATLAB's bicubic, as other degradations have it, and 8 bits, if asked for."""
         self.check_images(gt)
-        size = (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale)
         with torch.autocast(gt.device.type, enabled=False):
-            return self._rounded(bicubic_resize(at_least_float32(gt), size)).to(gt.dtype)
+            lq = bicubic_resize(at_least_float32(gt), (gt.shape[-2] // self.scale, gt.shape[-1] // self.scale))
+            return (rounded(lq) if self.round_to_8bit else lq).to(gt.dtype)
 
-    def _check(self, gt: Tensor, params: Params) -> None:
-        self.check_images(gt)
-        self.check_columns(params, self._names, gt.shape[0])
-        check_params(params)
-        smallest = self.smallest_side(params)
-        if min(gt.shape[-2:]) < smallest:
-            raise BSRError(
-                f"degradation: images of {gt.shape[-2]}x{gt.shape[-1]} pixels, expected sides of at least {smallest} "
-                "for the drawn kernels and factors"
-            )
+
+def _check_params(params: Params) -> None:
+    for name in _BLURS:
+        kinds, taps, cutoff, mode = (params[f"{name}_{key}"] for key in ("kernel", "taps", "cutoff", "mode"))
+        known = is_among(kinds, (NONE, SINC) if name == "final" else range(len(KERNELS)))
+        require(params, f"{name}_kernel", known, "the number of a kernel")
+        require(params, f"{name}_taps", (kinds == NONE) | (taps % 2 == 1) & (taps > 0), "an odd number")
+        require(params, f"{name}_cutoff", (kinds != SINC) | (cutoff > 0) & (cutoff <= math.pi), "a number in (0, π]")
+        require(params, f"{name}_mode", (mode >= 0) & (mode < len(MODES)), "the number of a mode")
+    for name in ("first", "second"):
+        unshaped = ~is_among(params[f"{name}_kernel"], GAUSSIAN + PLATEAU)
+        for key in ("lambda1", "lambda2", "beta"):
+            require(params, f"{name}_{key}", unshaped | (params[f"{name}_{key}"] > 0), "a number above 0")
+        require(params, f"{name}_resize", params[f"{name}_resize"] > 0, "a number above 0")
+        for key in ("gaussian", "poisson"):
+            require(params, f"{name}_{key}", params[f"{name}_{key}"] >= 0, "a number of at least 0")
+        check_quality(params, f"{name}_quality")
 
 
 def _shortest(pixels: int, scale: float) -> int:
@@ -196,10 +211,7 @@ def _shortest(pixels: int, scale: float) -> int:
 
 
 def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
-    """Return the kernels of the `first`, `second` or `final` blur, computed in float64, as `like` is typed and placed.
-
-    They have the shape (B, k, k), k the most taps of any, and are a unit impulse where there is no blur.
-    """
+    """Return the kernels of the `first`, `second` or `final` blur, shape (B, k, k), typed and placed as `like`."""
     kinds, taps = params[f"{name}_kernel"], params[f"{name}_taps"]
     size = max(1, *taps.tolist())
     kernels = torch.zeros(len(kinds), size, size, dtype=torch.float64, device=like.device)
@@ -213,12 +225,11 @@ def kernels_of(params: Params, name: str, like: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, kernels: Tensor, kinds: Tensor) -> Tensor:
-    """Blur the samples whose kind of kernel is not `NONE`, with reflected borders."""
     return replaced(kinds != NONE, x, lambda some, members: _in_parts(blur, some, kernels[members]))
 
 
 def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
-    """Resize as `interpolate` does, not antialiased, to an (H, W), or by a factor and to sizes rounded down."""
+    """Resize as `interpolate` does, not antialiased, to an (H, W) or by a factor."""
     if to in (1.0, tuple(x.shape[-2:])):
         return x
     target: dict[str, Any] = {"size": to} if isinstance(to, tuple) else {"scale_factor": to}
@@ -227,7 +238,6 @@ def _resized(x: Tensor, mode: int, to: float | tuple[int, int]) -> Tensor:
 
 
 def _noisy(x: Tensor, params: Params, name: str) -> Tensor:
-    """Add a round's noise, Gaussian or Poisson, and clamp to [0, 1]."""
     seed, grey = params[f"{name}_noise_seed"], params[f"{name}_grey"]
     x = gaussian_noise(x, params[f"{name}_gaussian"], seed, grey)
     return poisson_noise(x, params[f"{name}_poisson"], seed, grey).clamp(0, 1)

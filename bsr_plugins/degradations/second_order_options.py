@@ -1,48 +1,53 @@
-"""The second-order pipeline's ranges and probabilities as blocks of options, with those of its released training.
+"""The second-order pipeline's blocks of options, with the values of its released training, and what is drawn from them.
 
 Source: the supplement of Simple-Align takes the settings of Real-ESRGAN (Wang et al., ICCVW 2021) over; the numbers are
 those of its training of ×4 networks. What it fixes in code and not in options (kernel sizes, angles, the three ways of
 resizing, the even odds of the two orders at the end) has the code's value here.
+
+A round's factor and mode of resizing, whether it blurs, the kind of its noise, the order of the last steps and the mode
+of their resize are drawn once for a batch there (`shared`), everything else for every image.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from torch import Tensor
 
+from bsr_plugins.degradations.base import MAX_SEED, Params
 from bsr_plugins.errors import OptionError, did_you_mean
 from bsr_plugins.options.declared import OptionBlock, read_block
 
+MODES = ("area", "bilinear", "bicubic")
 Range = tuple[float, float]
-Sizes = tuple[int, int]
-Mode = Literal["area", "bilinear", "bicubic"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-
-_ROUNDING = 1e-6  # by which written probabilities may miss 1
 
 
-def _within(low: float, high: float, above: bool = False) -> BeforeValidator:
-    """Read a number or a pair of them, the lower end first, in [low, high], or in (low, high] if above."""
+def _pair(fits: Callable[[Any], bool], what: str) -> BeforeValidator:
+    """Read a value that fits, or a pair of them, the lower end first."""
 
     def read(value: Any) -> Any:
         ends = tuple(value) if isinstance(value, list | tuple) else (value, value)
-        numbers = len(ends) == 2 and all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends)
-        if not numbers or not low <= ends[0] <= ends[1] <= high or (above and ends[0] == low):
-            bounds = f"in {'(' if above else '['}{low:g}, {high:g}]" if high < math.inf else f"above {low:g}"
-            raise ValueError(f"expected a number {bounds}, or a pair of them, the lower end first")
+        if len(ends) != 2 or not all(map(fits, ends)) or ends[0] > ends[1]:
+            raise ValueError(f"expected {what}, or a pair of them, the lower end first")
         return ends
 
     return BeforeValidator(read)
 
 
-def _read_sizes(value: Any) -> Any:
-    ends = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    if len(ends) != 2 or not all(type(end) is int and end % 2 for end in ends) or not 1 <= ends[0] <= ends[1]:
-        raise ValueError("expected an odd number, or a pair of them, the lower end first")
-    return ends
+def _within(low: float, high: float, above: bool = False) -> BeforeValidator:
+    """Read a number or a pair of them in [low, high], or in (low, high] if above."""
+
+    def fits(end: Any) -> bool:
+        number = isinstance(end, int | float) and not isinstance(end, bool)
+        return number and low <= end <= high and not (above and end == low)
+
+    bounds = f"in {'(' if above else '['}{low:g}, {high:g}]" if high < math.inf else f"above {low:g}"
+    return _pair(fits, f"a number {bounds}")
 
 
 def _read_modes(value: Any) -> Any:
@@ -61,8 +66,47 @@ def _around_one(scale: Range) -> Range:
 
 
 Prob = Annotated[float, Field(ge=0, le=1)]
-OddSizes = Annotated[Sizes, BeforeValidator(_read_sizes)]
-Modes = Annotated[tuple[Mode, ...], BeforeValidator(_read_modes)]
+OddSizes = Annotated[tuple[int, int], _pair(lambda end: type(end) is int and end > 0 and end % 2 == 1, "an odd number")]
+Widths = Annotated[Range, _within(0, math.inf, above=True)]
+Exponents = Annotated[Range, _within(0, 100, above=True)]
+Modes = Annotated[tuple[str, ...], BeforeValidator(_read_modes)]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws columns of parameters, shape (batch,), float64 or, where they count, int64."""
+
+    batch: int
+    per_sample: bool  # whether what `shared=True` asks for is drawn for every sample, too, instead of once
+    generator: torch.Generator  # of the CPU
+
+    def units(self, shared: bool = False) -> Tensor:
+        """Draw from U[0, 1)."""
+        count = 1 if shared and not self.per_sample else self.batch
+        return torch.rand(count, generator=self.generator, dtype=torch.float64).expand(self.batch).clone()
+
+    def uniform(self, low: float | Tensor, high: float) -> Tensor:
+        return low + (high - low) * self.units()
+
+    def chance(self, prob: float, shared: bool = False) -> Tensor:
+        return self.units(shared) < prob
+
+    def choice(self, weights: Sequence[float], shared: bool = False) -> Tensor:
+        """Draw indices with the given probabilities."""
+        cumulative = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+        return torch.searchsorted(cumulative / cumulative[-1], self.units(shared), right=True)
+
+    def odd(self, sizes: tuple[int, int]) -> Tensor:
+        return sizes[0] + 2 * self.choice([1.0] * ((sizes[1] - sizes[0]) // 2 + 1))
+
+    def mode(self, modes: Sequence[str]) -> Tensor:
+        """Draw indices into `MODES`."""
+        return torch.tensor([MODES.index(mode) for mode in modes])[self.choice([1.0] * len(modes), shared=True)]
+
+    def exponents(self, low: float, high: float) -> Tensor:
+        """Draw as many below 1, the Gaussian's, as above it; a range on one side of 1 is drawn from evenly."""
+        even, half, below = self.uniform(low, high), self.units(), self.chance(0.5)
+        return torch.where(below, low + (1 - low) * half, 1 + (high - 1) * half) if low <= 1 <= high else even
 
 
 class Probabilities(OptionBlock):
@@ -70,7 +114,7 @@ class Probabilities(OptionBlock):
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> Probabilities:
-        if abs(sum(self.weights) - 1) > _ROUNDING:
+        if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError("expected probabilities that sum to 1")
         return self
 
@@ -100,45 +144,60 @@ class Directions(Probabilities):
 
 
 FAMILIES, DIRECTIONS = tuple(Families.model_fields), tuple(Directions.model_fields)
+KERNELS = ("none", *FAMILIES, "sinc")
+"""What a parameter `…_kernel` counts."""
+
+NONE, GAUSSIAN, PLATEAU, SINC = 0, (1, 2, 3, 4), (5, 6), 7
+_GENERALIZED, _ANISOTROPIC = (3, 4), (2, 4, 6)
 _FAMILIES = Families(**dict(zip(FAMILIES, (0.45, 0.25, 0.12, 0.03, 0.12, 0.03), strict=True)))
 
 
 class BlurOptions(OptionBlock):
     """A round's blur."""
 
-    prob: Prob = Field(description="that the round blurs; by default 1, in the second round 0.8")
-    sigma: Annotated[Range, _within(0, math.inf, above=True)] = Field(
-        description="widths (standard deviations) in pixels, up to half the most taps, both drawn for anisotropic "
-        "kernels; by default [0.2, 3], in the second round [0.2, 1.5]"
-    )
+    prob: Prob = Field(description="that the round blurs")
+    sigma: Widths = Field(description="standard deviations in pixels, up to half the most taps, both drawn for aniso")
     sinc_prob: Prob = Field(0.1, description="of a sinc kernel (cut-off from π/3, from 13 taps on π/5, to π)")
     families: Families = Field(_FAMILIES, description="of each family otherwise; those left out have 0")
     theta: Annotated[Range, _within(-360, 360)] = Field((-180.0, 180.0), description="angles in degrees")
-    betag: Annotated[Range, _within(0, 100, above=True)] = Field(
-        (0.5, 4.0), description="exponents of generalised Gaussians; around 1 half are drawn below it and half above"
-    )
-    betap: Annotated[Range, _within(0, 100, above=True)] = Field(
-        (1.0, 2.0), description="exponents of plateaus, drawn likewise: of the default range half are 1"
-    )
+    betag: Exponents = Field((0.5, 4.0), description="exponents of generalised Gaussians; half are drawn below 1")
+    betap: Exponents = Field((1.0, 2.0), description="exponents of plateaus, drawn likewise: by default half are 1")
     kernel_size: OddSizes = Field((7, 21), description="fewest and most taps, odd")
 
     @model_validator(mode="after")
     def _sigma_fits(self) -> BlurOptions:
-        if self.sigma[1] > self.kernel_size[1] / 2:
-            limit = self.kernel_size[1] / 2
+        if self.sigma[1] > (limit := self.kernel_size[1] / 2):
             raise OptionError(f"sigma: {list(self.sigma)!r}, expected at most {limit:g}, half of kernel_size")
         return self
+
+    def draw(self, draws: Draws) -> Params:
+        taps = draws.odd(self.kernel_size)
+        family = draws.choice(self.families.weights) + 1
+        kernel = torch.where(draws.chance(self.sinc_prob), SINC, family)
+        kernel = kernel.where(draws.chance(self.prob, shared=True), NONE)
+        shaped, turned = is_among(kernel, GAUSSIAN + PLATEAU), is_among(kernel, _ANISOTROPIC)
+        lambda1, lambda2 = draws.uniform(*self.sigma), draws.uniform(*self.sigma)
+        betag, betap = draws.exponents(*self.betag), draws.exponents(*self.betap)
+        beta = betag.where(is_among(kernel, _GENERALIZED), betap.where(is_among(kernel, PLATEAU), 1.0))
+        theta = draws.uniform(math.radians(self.theta[0]), math.radians(self.theta[1]))
+        lowest = torch.where(taps < 13, math.pi / 3, math.pi / 5)  # large kernels can hold lower frequencies
+        return {
+            "kernel": kernel,
+            "taps": taps.where(kernel != NONE, 0),
+            "lambda1": lambda1.where(shaped, 0.0),
+            "lambda2": lambda2.where(turned, lambda1).where(shaped, 0.0),
+            "theta": theta.where(turned, 0.0),
+            "beta": beta.where(shaped, 0.0),
+            "cutoff": draws.uniform(lowest, math.pi).where(kernel == SINC, 0.0),
+        }
 
 
 class ResizeOptions(OptionBlock):
     """A round's resize."""
 
-    prob: Directions = Field(
-        description="of each direction; by default 0.2, 0.7, 0.1, in the second round 0.3, 0.4, 0.3"
-    )
+    prob: Directions = Field(description="of each direction")
     scale: Annotated[Range, _within(0, 8, above=True), AfterValidator(_around_one)] = Field(
-        description="least and greatest factor, in the second round relative to the LR size, with 1 between them; "
-        "by default [0.15, 1.5], in the second round [0.3, 1.2]"
+        description="least and greatest factor, in the second round relative to the LR size, with 1 between them"
     )
     modes: Modes = Field(MODES, description="ways of `interpolate`, not antialiased, equally likely")
 
@@ -147,24 +206,36 @@ class ResizeOptions(OptionBlock):
         """The smallest factor that can be drawn."""
         return self.scale[0] if self.prob.down > 0 else 1.0
 
+    def draw(self, draws: Draws) -> Params:
+        low, high = self.scale
+        direction, part = draws.choice(self.prob.weights, shared=True), draws.units(shared=True)
+        up, down = 1 + (high - 1) * part, low + (1 - low) * part
+        scale = up.where(direction == DIRECTIONS.index("up"), down.where(direction == DIRECTIONS.index("down"), 1.0))
+        return {"resize": scale, "mode": draws.mode(self.modes)}
+
 
 class NoiseOptions(OptionBlock):
     """A round's noise, Gaussian or Poisson."""
 
-    gaussian: Annotated[Range, _within(0, 255)] = Field(
-        description="levels on the 0–255 scale; by default [1, 30], in the second round [1, 25]"
-    )
-    poisson: Annotated[Range, _within(0, 100)] = Field(
-        description="strengths, 1 being photon noise; by default [0.05, 3], in the second round [0.05, 2.5]"
-    )
+    gaussian: Annotated[Range, _within(0, 255)] = Field(description="levels on the 0–255 scale")
+    poisson: Annotated[Range, _within(0, 100)] = Field(description="strengths, 1 being photon noise")
     gaussian_prob: Prob = Field(0.5, description="of Gaussian noise; else it is Poisson noise")
     grey_prob: Prob = Field(0.4, description="of noise that all colours share")
+
+    def draw(self, draws: Draws) -> Params:
+        gaussian = draws.chance(self.gaussian_prob, shared=True)
+        return {
+            "gaussian": draws.uniform(*self.gaussian).where(gaussian, 0.0),
+            "poisson": draws.uniform(*self.poisson).where(~gaussian, 0.0),
+            "grey": draws.chance(self.grey_prob),
+            "noise_seed": torch.randint(MAX_SEED, (draws.batch,), generator=draws.generator),
+        }
 
 
 class JPEGOptions(OptionBlock):
     """A round's JPEG."""
 
-    quality: Annotated[Range, _within(1, 100)] = Field((30.0, 95.0), description="any numbers, not whole ones alone")
+    quality: Annotated[Range, _within(1, 100)] = Field(default=(30.0, 95.0), description="any numbers, whole or not")
 
 
 class RoundOptions(OptionBlock):
@@ -173,7 +244,13 @@ class RoundOptions(OptionBlock):
     blur: BlurOptions = Field(description="the blur")
     resize: ResizeOptions = Field(description="the resize")
     noise: NoiseOptions = Field(description="the noise")
-    jpeg: JPEGOptions = Field(description="the JPEG")
+    jpeg: JPEGOptions = Field(JPEGOptions(), description="the JPEG")
+
+    def draw(self, name: str, draws: Draws) -> Params:
+        """Draw a round's parameters, under names that begin with the round's."""
+        columns = self.blur.draw(draws) | self.resize.draw(draws) | self.noise.draw(draws)
+        columns["quality"] = draws.uniform(*self.jpeg.quality)
+        return {f"{name}_{key}": column for key, column in columns.items()}
 
 
 class FinalOptions(OptionBlock):
@@ -184,32 +261,43 @@ class FinalOptions(OptionBlock):
     modes: Modes = Field(MODES, description="ways of `interpolate` to the LR size, equally likely")
     jpeg_last_prob: Prob = Field(0.5, description="that the second round's JPEG comes after these, and not before")
 
+    def draw(self, draws: Draws) -> Params:
+        """Draw the parameters of the last steps, under names that begin with `final_`."""
+        filtered, taps = draws.chance(self.sinc_prob), draws.odd(self.kernel_size)
+        cutoff = draws.uniform(math.pi / 3, math.pi)
+        return {
+            "final_kernel": torch.where(filtered, SINC, NONE),
+            "final_taps": taps.where(filtered, 0),
+            "final_cutoff": cutoff.where(filtered, 0.0),
+            "final_mode": draws.mode(self.modes),
+            "final_jpeg_last": draws.chance(self.jpeg_last_prob, shared=True),
+        }
+
+
+def is_among(kinds: Tensor, some: Sequence[int]) -> Tensor:
+    return torch.isin(kinds, torch.tensor(some))
+
 
 _ROUNDS: dict[str, dict[str, dict[str, Any]]] = {
     "first": {
         "blur": {"prob": 1.0, "sigma": (0.2, 3.0)},
         "resize": {"prob": {"up": 0.2, "down": 0.7, "keep": 0.1}, "scale": (0.15, 1.5)},
         "noise": {"gaussian": (1.0, 30.0), "poisson": (0.05, 3.0)},
-        "jpeg": {},
     },
     "second": {
         "blur": {"prob": 0.8, "sigma": (0.2, 1.5)},
         "resize": {"prob": {"up": 0.3, "down": 0.4, "keep": 0.3}, "scale": (0.3, 1.2)},
         "noise": {"gaussian": (1.0, 25.0), "poisson": (0.05, 2.5)},
-        "jpeg": {},
     },
 }
 
 
 def read_round(name: str, block: Mapping[str, Any] | None) -> RoundOptions:
-    """Read the block of the `first` or `second` round; what it leaves out is as in the released training.
-
-    Raises:
-        OptionError: A key is unknown, or a value cannot be used.
-    """
+    """Read the block of the `first` or `second` round; what it leaves out is as in the released training."""
     whole: Any = {} if block is None else block
     if isinstance(whole, Mapping):
-        defaults, given = _ROUNDS[name], {key: value for key, value in whole.items() if value is not None}
-        merged = {k: {**defaults.get(k, {}), **v} if isinstance(v, Mapping) else v for k, v in given.items()}
-        whole = {**defaults, **merged}
+        whole = {key: part for key, part in whole.items() if part is not None}
+        for key, defaults in _ROUNDS[name].items():
+            part = whole.get(key, {})
+            whole[key] = {**defaults, **part} if isinstance(part, Mapping) else part
     return read_block(RoundOptions, whole, name)

@@ -13,8 +13,8 @@ import torch
 from bsr_plugins.archs import OracleEncoder
 from bsr_plugins.degradations import ClassicalDegradation, Params, build_degradation, classical_params
 from bsr_plugins.degradations.protocols import Align8Degradation
+from bsr_plugins.degradations.stages.blurs import MotionBlur
 from bsr_plugins.degradations.stages.jpeg import jpeg
-from bsr_plugins.degradations.stages.motion_blur import MotionBlur
 from bsr_plugins.degradations.stages.noise import gaussian_noise
 from bsr_plugins.errors import BSRError, OptionError
 from tests.degradations import reference

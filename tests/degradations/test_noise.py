@@ -15,7 +15,7 @@ from torch import Tensor
 import bsr_plugins  # noqa: F401  isort: skip  (BasicSR cannot be imported before it)
 from basicsr.data.degradations import generate_poisson_noise_pt
 
-from bsr_plugins.degradations.params import GREY_LEVELS
+from bsr_plugins.degradations.base import GREY_LEVELS
 from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from tests.degradations.photographs import photograph, views
 

@@ -31,7 +31,7 @@ from bsr_plugins.degradations import (
     protocol_degradation,
     protocol_settings,
 )
-from bsr_plugins.degradations.params import require
+from bsr_plugins.degradations.base import require
 from bsr_plugins.errors import BSRError, OptionError
 from tests.degradations import reference
 from tests.degradations.photographs import crops, views

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bsr_plugins.degradations import ClassicalDegradation, Params, SecondOrderDegradation, classical_params
 from bsr_plugins.degradations.second_order import kernels_of
-from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.second_order_options import KERNELS
 from bsr_plugins.degradations.stages.noise import gaussian_noise, poisson_noise
 from tests.degradations.photographs import photograph, views
 

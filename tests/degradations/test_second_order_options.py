@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bsr_plugins.degradations import Params, SecondOrderDegradation, build_degradation
-from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.second_order_options import KERNELS
 from bsr_plugins.errors import BSRError, OptionError
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bsr_plugins.degradations import Params, SecondOrderDegradation
 from bsr_plugins.degradations.second_order import kernels_of
-from bsr_plugins.degradations.second_order_params import KERNELS
+from bsr_plugins.degradations.second_order_options import KERNELS
 from plain_degradations import PlainSecondOrder
 
 COUNT = 12_000

@@ -12,7 +12,7 @@ from torch import Tensor
 import bsr_plugins  # noqa: F401  isort: skip  (BasicSR cannot be imported before it)
 from basicsr.utils.img_process_util import USMSharp, usm_sharp
 
-from bsr_plugins.degradations.usm import sharpen
+from bsr_plugins.degradations.blur import sharpen
 from tests.degradations.photographs import views
 
 GREY_LEVELS = 255

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
+from bsr_plugins.degradations.base import Params, require
 from bsr_plugins.degradations.blur import blur_bicubic, separable_blur_bicubic
-from bsr_plugins.degradations.params import Params, require
 from bsr_plugins.degradations.samplers import Range, UniformSampler, build_sampler
 from bsr_plugins.registration import Registry
 
@@ -20,23 +20,16 @@ Block = str | Mapping[str, Any]
 Interval = float | Sequence[float]
 """A range in an option file: [low, high], or one number."""
 
-_MAX_DEGREES = 360.0
 _PLACES = 4  # of every parameter that is not measured, over which distances are averaged
 
 
 class Stage(ABC):
     """A stage of the classical degradation; subclass `Blur`, `SeparableBlur` or `LRStage`.
 
-    An object draws: it has the ranges and the sampler of a block of options. The class applies: it takes parameters
-    alone, so that protocols can use stages that no block describes.
-
-    A class is registered under its name in `types`, e.g. `@STAGES.register("noise")`; its block has the same name, for
-    blurs with `blur_` in front. Its constructor takes the keys of the block, one of which is `sampler`, and names them
-    alone in errors (`level: -1, expected …`).
-
-    Args:
-        sampler: The sampler's name or block.
-        ranges: A range for every drawn parameter, in the order of `columns`.
+    An object draws: it has the ranges, one for each of `columns`, and the sampler of a block of options. The class
+    applies: it takes parameters alone, so that protocols can use stages that no block describes. It is registered under
+    its name in `types`, e.g. `@STAGES.register("noise")`; its block has the same name, for blurs with `blur_` in front.
+    Its constructor takes the keys of the block, one of which is `sampler`, and names them alone in errors.
 
     Attributes:
         columns: The parameters' names. Each is a column of a batch's parameters, float64, shape (B,); where the first
@@ -44,10 +37,8 @@ class Stage(ABC):
         measured: How many parameters, the first 1 or 2, an adaptive sampler measures. The others are drawn uniformly,
             and distances are averaged over them.
         order: Stages are drawn, and those of LR images applied, by rising order, then by name; noise has 100, JPEG 200.
+        measured_ranges: The ranges of the measured parameters.
         sampler: Draws the parameters; where the measured ones are fixed there is nothing to adapt, and it is uniform.
-
-    Raises:
-        OptionError: The sampler cannot be built.
     """
 
     columns: ClassVar[tuple[str, ...]]
@@ -55,14 +46,9 @@ class Stage(ABC):
     order: ClassVar[int]
 
     def __init__(self, sampler: Block, *ranges: Range) -> None:
-        self.ranges = ranges
+        self.ranges, self.measured_ranges = ranges, ranges[: self.measured]
         built = build_sampler(sampler, "sampler")
         self.sampler = UniformSampler() if all(low == high for low, high in self.measured_ranges) else built
-
-    @property
-    def measured_ranges(self) -> tuple[Range, ...]:
-        """The ranges that an adaptive sampler measures."""
-        return self.ranges[: self.measured]
 
     def as_params(self, values: Tensor) -> Params:
         """Sort drawn values, shape (B, parameters), by the names of `columns`."""
@@ -83,11 +69,7 @@ class Stage(ABC):
 
     @classmethod
     def check(cls, params: Params) -> None:
-        """Check that parameters can be applied; by default that the first is at least 0.
-
-        Raises:
-            BSRError: One is out of range (see `require`).
-        """
+        """Refuse parameters that are out of range (see `require`); by default a first one below 0."""
         require(params, cls.columns[0], params[cls.columns[0]] >= 0, "a number of at least 0")
 
 
@@ -105,16 +87,13 @@ class LRStage(Stage):
     def change(cls, lq: Tensor, params: Params) -> Tensor:
         """Change LR images, shape (B, …, 3, h, w), float32 or float64, neither clamped nor rounded.
 
-        The parameters, on the CPU, are those of these samples, to all of which the stage `applies`; what is random is
-        drawn for each sample by a CPU generator whose seed follows from its `noise_seed`.
+        The stage `applies` to all of them. What is random is drawn for each sample by a CPU generator whose seed
+        follows from its `noise_seed`.
         """
 
 
 class Blur(Stage):
-    """A stage that blurs HR images by one kernel for each sample; a type has one at most.
-
-    Its constructor takes the kernels' taps, then the keys of the block.
-    """
+    """A stage that blurs HR images; a type has one at most. Its constructor takes the kernels' taps, then the keys."""
 
     order = 50
 
@@ -125,7 +104,7 @@ class Blur(Stage):
 
     @classmethod
     def blur_bicubic(cls, x: Tensor, params: Params, size: int, scale: int, border: str) -> Tensor:
-        """Blur with kernels of `size` taps, then downsample; see `blur_bicubic`."""
+        """Blur with kernels of `size` taps, then downsample by the bicubic."""
         return blur_bicubic(x, cls.kernels(params, size).to(x), scale, border)
 
 
@@ -139,13 +118,11 @@ class SeparableBlur(Blur):
 
     @classmethod
     def kernels(cls, params: Params, size: int) -> Tensor:
-        """See `Blur.kernels`."""
         profiles = cls.profiles(params, size)
         return profiles[:, :, None] * profiles[:, None, :]
 
     @classmethod
     def blur_bicubic(cls, x: Tensor, params: Params, size: int, scale: int, border: str) -> Tensor:
-        """See `Blur.blur_bicubic`."""
         return separable_blur_bicubic(x, cls.profiles(params, size).to(x), scale, border)
 
 
@@ -161,10 +138,6 @@ def block_keys() -> dict[str, str]:
 
 
 def radians(degrees: Interval, key: str) -> Range:
-    """Read a range of angles in degrees, in [-360, 360].
-
-    Raises:
-        OptionError: It is none.
-    """
-    low, high = interval(degrees, key, -_MAX_DEGREES, _MAX_DEGREES)
+    """Read a range of angles in degrees, in [-360, 360]."""
+    low, high = interval(degrees, key, -360, 360)
     return math.radians(low), math.radians(high)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
-from bsr_plugins.degradations.params import GREY_LEVELS, Params, check_quality
+from bsr_plugins.degradations.base import GREY_LEVELS, Params, check_quality
 from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _BLOCK = 8
@@ -37,10 +37,11 @@ _CHROMA = (
     *((99,) * _BLOCK,) * 4,
 )
 
-# ITU-T T.871 (JFIF) in 16-bit fixed point. Before the shift libjpeg adds a half, but a little less for Cb and Cr.
+# ITU-T T.871 (JFIF) in 16-bit fixed point. Before the shift libjpeg adds a half, but a little less for Cb and Cr, whose
+# centre is 128.
 _COLOUR_BITS = 16
 _TO_YCBCR = ((19595, 38470, 7471), (-11058, -21710, 32768), (32768, -27439, -5329))
-_YCBCR_ROUNDING = (32768, 32767, 32767)
+_YCBCR_OFFSET = (32768, 32767 + (128 << 16), 32767 + (128 << 16))
 _CHROMA_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))  # of Cb − 128 and Cr − 128, added to Y
 
 # The 8-point DCT-II times √8 in 13-bit fixed point, frequencies in rows. Entries that should be equal differ by one
@@ -59,18 +60,10 @@ _DCT = (
 )
 _DCT_GAIN = 8  # coefficients come out in eighths
 
-_NARROW = 2  # chroma planes up to this width libjpeg doubles by repeating pixels
-
 
 @STAGES.register("jpeg")
 class JPEG(LRStage):
-    """Baseline JPEG: `jpeg: {quality: [30, 95]}`.
-
-    Args:
-        quality: Qualities in [1, 100]; any number in the range is drawn, not whole ones alone, so that a sampler can be
-            even.
-        sampler: The sampler.
-    """
+    """Baseline JPEG: `jpeg: {quality: [30, 95]}`, in [1, 100]; any number is drawn, so that a sampler can be even."""
 
     columns = ("jpeg_quality",)
     order = 200
@@ -80,36 +73,33 @@ class JPEG(LRStage):
 
     @classmethod
     def check(cls, params: Params) -> None:
-        """See `Stage.check`."""
         check_quality(params, "jpeg_quality")
 
     @classmethod
     def change(cls, lq: Tensor, params: Params) -> Tensor:
-        """See `LRStage.change`."""
         return jpeg(lq, params["jpeg_quality"])
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Compress and decompress images.
+    """Compress and decompress RGB images in [0, 1], shape (B, …, 3, H, W), any size.
 
-    Args:
-        x: RGB images in [0, 1], shape (B, …, 3, H, W), any size; rounded to 8 bits first, as any encoder does.
-        quality: Qualities in [1, 100] on libjpeg's scale, shape (B,). One between two whole numbers has quantisation
-            tables between theirs: a file that libjpeg could write, though OpenCV does not ask for it.
-
-    Returns:
-        Tensor: Images of the same shape, on the 8-bit grid. No gradient flows through the roundings.
+    They are rounded to 8 bits first, as by any encoder, and come back on the 8-bit grid, without a gradient. Qualities,
+    shape (B,), are in [1, 100] on libjpeg's scale. One between two whole numbers has quantisation tables between
+    theirs: a file that libjpeg could write, though OpenCV does not ask for it.
     """
     height, width = x.shape[-2:]
     quality = quality.to(x.device, torch.float64)
     levels = torch.round(x.to(torch.float64).clamp(0, 1) * GREY_LEVELS)
-    planes = _to_ycbcr(levels).reshape(x.shape[0], -1, 3, height, width)
+    offset = levels.new_tensor(_YCBCR_OFFSET)[:, None, None]
+    planes = torch.floor((_mix(_TO_YCBCR, levels) + offset) / 2**_COLOUR_BITS)
+    planes = planes.reshape(x.shape[0], -1, 3, height, width)
 
     luma = _code(planes[:, :, :1], _table(_LUMA, quality))[..., :height, :width]
     chroma = _code(_halve(planes[:, :, 1:]), _table(_CHROMA, quality))
     chroma = _double(chroma[..., : -(-height // 2), : -(-width // 2)])[..., :height, :width]
 
-    return (_to_rgb(luma, chroma - _CENTRE) / GREY_LEVELS).to(x.dtype).reshape(x.shape).contiguous()
+    rgb = luma + _shift(_mix(_CHROMA_TO_RGB, chroma - _CENTRE), _COLOUR_BITS)
+    return (rgb.clamp(0, GREY_LEVELS) / GREY_LEVELS).to(x.dtype).reshape(x.shape).contiguous()
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -119,16 +109,6 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _mix(matrix: tuple[tuple[int, ...], ...], planes: Tensor) -> Tensor:
     return torch.einsum("ij,...jhw->...ihw", planes.new_tensor(matrix), planes)
-
-
-def _to_ycbcr(rgb: Tensor) -> Tensor:
-    rounding = rgb.new_tensor(_YCBCR_ROUNDING)[:, None, None]
-    centre = rgb.new_tensor([0.0, _CENTRE, _CENTRE])[:, None, None]
-    return torch.floor((_mix(_TO_YCBCR, rgb) + rounding) / 2**_COLOUR_BITS) + centre
-
-
-def _to_rgb(luma: Tensor, chroma: Tensor) -> Tensor:
-    return (luma + _shift(_mix(_CHROMA_TO_RGB, chroma), _COLOUR_BITS)).clamp(0, GREY_LEVELS)
 
 
 def _table(base: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
@@ -169,7 +149,7 @@ def _halve(chroma: Tensor) -> Tensor:
 
 def _double(chroma: Tensor) -> Tensor:
     """Upsample by 2 with libjpeg's triangle filter: 3/4 the nearer and 1/4 the further sample, per axis."""
-    if chroma.shape[-1] <= _NARROW:
+    if chroma.shape[-1] <= 2:  # libjpeg repeats pixels of narrow planes
         return chroma.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     above = torch.cat([chroma[..., :1, :], chroma[..., :-1, :]], dim=-2)
     below = torch.cat([chroma[..., 1:, :], chroma[..., -1:, :]], dim=-2)

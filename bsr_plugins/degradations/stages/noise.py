@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bsr_plugins.blocks import interval
-from bsr_plugins.degradations.params import GREY_LEVELS, SEED, Params
+from bsr_plugins.degradations.base import GREY_LEVELS, SEED, Params, replaced
 from bsr_plugins.degradations.stages.base import STAGES, Block, Interval, LRStage
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's `rgb_to_grayscale`, which BasicSR uses
@@ -27,12 +27,7 @@ _HALF_STEP = 2.0**-25  # of a float32 draw in [0, 1), a multiple of 2^-24
 
 @STAGES.register("noise")
 class GaussianNoise(LRStage):
-    """White Gaussian noise, drawn once per pixel and channel: `noise: {level: [0, 25]}`.
-
-    Args:
-        level: Standard deviations on the 0–255 scale, in [0, 255].
-        sampler: The sampler.
-    """
+    """White Gaussian noise: `noise: {level: [0, 25]}`, standard deviations on the 0–255 scale, in [0, 255]."""
 
     columns = ("noise_level",)
     order = 100
@@ -42,7 +37,6 @@ class GaussianNoise(LRStage):
 
     @classmethod
     def change(cls, lq: Tensor, params: Params) -> Tensor:
-        """See `LRStage.change`."""
         return gaussian_noise(lq, params["noise_level"], params[SEED])
 
 
@@ -51,18 +45,16 @@ def gaussian_noise(x: Tensor, level: Tensor, seed: Tensor, grey: Tensor | None =
 
     Args:
         x: Images in [0, 1], shape (B, …); with `grey` (B, …, C, H, W).
-        level: Standard deviations on the 0–255 scale, shape (B,), ≥ 0; 0 leaves the sample as it is.
+        level: Standard deviations on the 0–255 scale, shape (B,); 0 leaves the sample as it is.
         seed: A seed in [0, 2^63) for each sample, int64, shape (B,).
         grey: Whether all channels of an image share one field, bool, shape (B,). None: nowhere.
     """
-    noisy = [index for index, value in enumerate(level.tolist()) if value > 0]
-    if not noisy:
-        return x
-    field = torch.zeros(x.shape, dtype=x.dtype)
-    for index in noisy:
-        field[index] = _draw(torch.randn, x.shape[1:], seed[index], _flag(grey, index)).to(x.dtype)
-    amplitude = (level.to(x.device, x.dtype) / GREY_LEVELS).view(-1, *[1] * (x.dim() - 1))
-    return x + field.to(x.device) * amplitude
+
+    def add(clean: Tensor, members: Tensor) -> Tensor:
+        field = _draw(torch.randn, clean, seed[members], _flags(grey, members)).to(clean.dtype)
+        return clean + field.to(x.device) * (_per_sample(level[members], clean) / GREY_LEVELS)
+
+    return replaced(level > 0, x, add)
 
 
 def poisson_noise(x: Tensor, scale: Tensor, seed: Tensor, grey: Tensor | None = None) -> Tensor:
@@ -70,69 +62,60 @@ def poisson_noise(x: Tensor, scale: Tensor, seed: Tensor, grey: Tensor | None = 
 
     An image is rounded to 8 bits; n, the number of its distinct values over all channels, is rounded up to a power of
     two v; a pixel p then has `(Poisson(p·v) / v − p) · scale` added to it, whose variance is `p / v · scale²`.
-    See BasicSR's `generate_poisson_noise_pt`.
+    See BasicSR's `generate_poisson_noise_pt`. Ours is how a pixel's count is found: it is the Poisson quantile of one
+    uniform number (24 bits) drawn for that pixel. So where another device rounds a pixel to the neighbouring level,
+    that pixel's noise changes by about that level and no other's does (unless it moves n past a power of two).
 
-    Ours is how a pixel's count is found: it is the Poisson quantile of one uniform number (24 bits) drawn for that
-    pixel. So where another device rounds a pixel to the neighbouring level, that pixel's noise changes by about that
-    level and no other pixel's does (unless it moves n past a power of two).
-
-    Args:
-        x: RGB images in [0, 1], shape (B, …, 3, H, W); n is counted for each image (view). The noise takes no part in
-            gradients.
-        scale: Factors on the noise, shape (B,), ≥ 0; 0 leaves the sample as it is.
-        seed: As in `gaussian_noise`.
-        grey: Whether the noise is made of the image's luma and is the same for all channels, as there.
+    Images are RGB, shape (B, …, 3, H, W); n is counted for each view, and the noise takes no part in gradients. `grey`
+    noise is made of the luma. For the rest see `gaussian_noise`.
     """
-    noisy = [index for index, value in enumerate(scale.tolist()) if value > 0]
-    if not noisy:
-        return x
-    chosen = torch.tensor(noisy, device=x.device)
-    clean = x[chosen]
-    flags = [_flag(grey, index) for index in noisy]
-    draws = [_draw(torch.rand, x.shape[1:], seed[index], flag) for index, flag in zip(noisy, flags, strict=True)]
-    noise = _shot_noise(_levels(clean.detach(), flags), torch.stack(draws).to(x.device), x.dtype)
-    amplitude = scale[noisy].to(x.device, x.dtype).view(-1, *[1] * (x.dim() - 1))
-    return x.index_copy(0, chosen, clean + noise * amplitude)
+
+    def add(clean: Tensor, members: Tensor) -> Tensor:
+        flags, pixels = _flags(grey, members), clean.detach()
+        if any(flags):
+            luma = (pixels * x.new_tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
+            pixels = torch.where(_per_sample(torch.tensor(flags), x) > 0, luma, pixels)
+        levels = (pixels.clamp(0, 1) * GREY_LEVELS).round().long()
+        uniform = _draw(torch.rand, clean, seed[members], flags).to(x.device)
+        return clean + _shot_noise(levels, uniform, x.dtype) * _per_sample(scale[members], clean)
+
+    return replaced(scale > 0, x, add)
 
 
-def _flag(grey: Tensor | None, index: int) -> bool:
-    return grey is not None and bool(grey[index])
+def _flags(grey: Tensor | None, members: Tensor) -> list[bool]:
+    return [False] * len(members) if grey is None else grey[members].tolist()
 
 
-def _draw(draw: Callable[..., Tensor], shape: torch.Size, seed: Tensor, grey: bool) -> Tensor:
-    """Draw float32 numbers for one sample, shape (…, C, H, W); if grey, the same for all channels."""
-    generator = torch.Generator().manual_seed(int(seed))
-    drawn = (*shape[:-3], 1, *shape[-2:]) if grey else shape
-    return draw(drawn, generator=generator, dtype=torch.float32).expand(shape)
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-def _levels(x: Tensor, grey: list[bool]) -> Tensor:
-    """Return the 8-bit levels of RGB images, or of their luma in all three channels, int64."""
-    if any(grey):
-        luma = (x * x.new_tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
-        x = torch.where(torch.tensor(grey, device=x.device).view(-1, *[1] * (x.dim() - 1)), luma, x)
-    return (x.clamp(0, 1) * GREY_LEVELS).round().long()
+def _draw(draw: Callable[..., Tensor], like: Tensor, seeds: Tensor, grey: list[bool]) -> Tensor:
+    """Draw float32 numbers for every sample, on the CPU; if grey, the same for all channels."""
+    drawn, shape = [], like.shape[1:]
+    for seed, flag in zip(seeds.tolist(), grey, strict=True):
+        drawn_shape = (*shape[:-3], 1, *shape[-2:]) if flag else shape
+        generator = torch.Generator().manual_seed(seed)
+        drawn.append(draw(drawn_shape, generator=generator, dtype=torch.float32).expand(shape))
+    return torch.stack(drawn)
 
 
 def _shot_noise(levels: Tensor, uniform: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `Poisson(p·v) / v − p` for pixels p = levels / 255, shape (B, …, 3, H, W)."""
+    """Return `Poisson(p·v) / v − p` for pixels p = levels / 255, shape (B, …, 3, H, W).
+
+    A count is the least whose cumulative probability in the pixel's row of the tables is above the uniform number.
+    """
     images = levels.flatten(-3).flatten(0, -2)
     occurs = images.new_zeros((len(images), _LEVELS), dtype=torch.bool).scatter_(1, images, True)
     powers = 2 ** torch.arange(_EXPONENTS, device=levels.device)
     exponents = torch.bucketize(occurs.sum(1), powers).view(*levels.shape[:-3], 1, 1, 1)
-    counts = _quantiles(exponents * _LEVELS + levels, uniform.double() + _HALF_STEP)
-    return counts.to(dtype) / powers[exponents] - levels.to(dtype) / GREY_LEVELS
-
-
-def _quantiles(rows: Tensor, uniform: Tensor) -> Tensor:
-    """Return the least count whose cumulative probability in a row of the tables is above a number in [0, 1)."""
-    cumulative, cells = _poisson_tables(rows.device)
+    rows, uniform = exponents * _LEVELS + levels, uniform.double() + _HALF_STEP
+    cumulative, cells = _poisson_tables(levels.device)
     counts = cells.take(rows * _CELLS + (uniform * _CELLS).long()).long()
     unsure = (counts < 0).nonzero(as_tuple=True)
-    sought = rows[unsure]
-    found = torch.searchsorted(cumulative, sought + uniform[unsure], right=True)
-    counts[unsure] = found - sought * _MAX_COUNT
-    return counts
+    found = torch.searchsorted(cumulative, rows[unsure] + uniform[unsure], right=True)
+    counts[unsure] = found - rows[unsure] * _MAX_COUNT
+    return counts.to(dtype) / powers[exponents] - levels.to(dtype) / GREY_LEVELS
 
 
 @lru_cache(maxsize=8)
@@ -140,10 +123,9 @@ def _quantiles(rows: Tensor, uniform: Tensor) -> Tensor:
 def _poisson_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the cumulative probabilities of Poisson counts for every v and level, and a faster way into them.
 
-    Returns:
-        tuple[Tensor, Tensor]: P(count ≤ k) plus the number of the row, so that it ascends from row to row, float64,
-        flat, `_MAX_COUNT` to the row; and the one count that all numbers of a cell of [0, 1) stand for, or −1 if there
-        are several, int16, flat, `_CELLS` to the row. Row `e · 256 + level` is for the expectation `2^e · level / 255`.
+    The first is P(count ≤ k) plus the number of the row, so that it ascends from row to row, flat, `_MAX_COUNT` to the
+    row. The second is the one count that all numbers of a cell of [0, 1) stand for, or −1 if there are several, flat,
+    `_CELLS` to the row. Row `e · 256 + level` is for the expectation `2^e · level / 255`.
     """
     rates = (2.0 ** torch.arange(_EXPONENTS, dtype=torch.float64))[:, None] * torch.arange(_LEVELS) / GREY_LEVELS
     counts = torch.arange(_MAX_COUNT, dtype=torch.float64)
