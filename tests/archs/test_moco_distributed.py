@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from bsr_plugins.archs import AACLNet, MoCo
@@ -55,7 +55,7 @@ def train_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    spawn(train_rank, (str(folder),), nprocs=RANKS)
+    start_processes(train_rank, (str(folder),), nprocs=RANKS, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(RANKS)]
 
 

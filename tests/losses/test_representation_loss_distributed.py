@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from bsr_plugins.losses import EnergyDistanceLoss, KLDivergenceLoss, RepresentationLoss
@@ -61,7 +61,7 @@ def run_rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Outcome]]:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(run_rank, (str(folder),), nprocs=RANKS)
+    start_processes(run_rank, (str(folder),), nprocs=RANKS, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pth", weights_only=True) for rank in range(RANKS)]
 
 

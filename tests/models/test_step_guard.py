@@ -15,7 +15,7 @@ import torch
 import bsr_plugins  # noqa: F401  # isort: skip  (BasicSR cannot be imported before it, in a spawned process)
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from bsr_plugins.errors import BSRError, OptionError
@@ -247,7 +247,7 @@ def test_ranks_skip_alike_where_one_has_a_bad_batch(kind: str, opts: dict[str, O
     options["train"] |= {"pixel_opt": {"type": "SwitchedLoss"}, "max_nonfinite_steps": 3}
     if kind == "aacl":
         options["train"]["encoder_phase"]["iters"] = 3
-    spawn(run_rank, (options, str(tmp_path)), nprocs=RANKS)
+    start_processes(run_rank, (options, str(tmp_path)), nprocs=RANKS, start_method="fork")
     outcomes = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in range(RANKS)]
     for outcome in outcomes:
         assert outcome["made"] == [what == "good" for what in PLAN[:-1]]
