@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsr_plugins.errors import OptionError
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
@@ -92,7 +92,7 @@ def apply_overrides(resolved: Resolved, entries: Iterable[str], faults: Faults) 
 
 
 def _apply(resolved: Resolved, entry: str) -> str:
-    """Apply an entry; return what is wrong with it, if anything."""
+    """Apply an entry, and return what is wrong with it."""
     name, equals, text = entry.partition("=")
     keys = tuple(key.strip() for key in name.split(":"))
     if not equals or not all(keys):
@@ -116,15 +116,8 @@ def _apply(resolved: Resolved, entry: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One file of those that an option file comes from.
-
-    Attributes:
-        where: The files that lead to it, for messages.
-        file: Its path.
-        content: What it says.
-    """
+class _Layer(NamedTuple):
+    """One file of those that an option file comes from, and the files that lead to it, for messages."""
 
     where: str
     file: str
@@ -188,24 +181,22 @@ class _Merge:
         delete = own.get(DELETE, False)
         if not isinstance(delete, bool):
             raise OptionError(f"{self._layer.where}: {dotted((*place, DELETE))}: {delete!r}, expected true or false")
-        kept = isinstance(inherited, dict) and not delete
-        merged = dict(inherited) if isinstance(inherited, dict) and kept else {}
-        if not kept:
+        merged = dict(inherited) if isinstance(inherited, dict) and not delete else {}
+        if not merged:
             self._forget(place)
         for key, value in own.items():
-            if key != DELETE:
-                self._set(merged, key, value, (*place, key))
+            if key == DELETE:
+                continue
+            below = (*place, key)
+            if value is None and merged.get(key) is not None:
+                self._resolved.switched_off.add(below)
+            elif value is not None:
+                self._resolved.switched_off.discard(below)
+            if not isinstance(value, dict):
+                self._forget(below)
+            self._mark(below)
+            merged[key] = self.run(merged.get(key), value, below)
         return merged
-
-    def _set(self, merged: dict[Any, Any], key: Any, value: Any, place: Place) -> None:
-        if value is None and merged.get(key) is not None:
-            self._resolved.switched_off.add(place)
-        elif value is not None:
-            self._resolved.switched_off.discard(place)
-        if not isinstance(value, dict):
-            self._forget(place)
-        self._mark(place)
-        merged[key] = self.run(merged.get(key), value, place)
 
     def _mark(self, place: Place) -> None:
         line = self._layer.content.lines.get(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import multiprocessing
 import random
@@ -20,24 +21,22 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.logger import initialized_logger
-from basicsr.utils.registry import DATASET_REGISTRY
 from mmengine.dist import broadcast_object_list
 
-from bsr_plugins.blocks import integer
+from bsr_plugins.blocks import integer, is_own
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.degradations import build_degradation
 from bsr_plugins.errors import BSRError, OptionError, described
-from bsr_plugins.options.command_line import Arguments, launched, read_arguments
+from bsr_plugins.options.command_line import launched, read_arguments
 from bsr_plugins.options.datasets import Built, build_datasets
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
 from bsr_plugins.options.files import Resolved, apply_overrides, resolve_marked
-from bsr_plugins.options.key_checks import check_keys
-from bsr_plugins.options.named_blocks import model_class, registered
+from bsr_plugins.options.keys import Keys, Unread
+from bsr_plugins.options.named_blocks import dataset_class, model_class
 from bsr_plugins.options.networks import check_networks
 from bsr_plugins.options.recorded import Reads, Recorded, plain
-from bsr_plugins.options.schema import MAX_SEED, NETWORK, is_own
+from bsr_plugins.options.schema import MAX_SEED, NETWORK
 from bsr_plugins.options.trials import check_metrics, check_train, fetch_vgg, missing_vggs
-from bsr_plugins.options.unread import Unread, unread_by_dataset, unread_by_model
 from bsr_plugins.options.yaml_text import as_yaml
 from bsr_plugins.random_states import random_states_kept
 
@@ -115,13 +114,13 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
         rank, world_size = launched(arguments.launcher)
     except OptionError as error:
         raise OptionFaults(str(error)) from error
-    sound = check_keys(resolved.options, is_train, resolved.switched_off, faults)
     prepared = Prepared({}, arguments.file, resolved.as_bytes(), arguments.check)
-    if sound:
+    keys = Keys(resolved.options, is_train, resolved.switched_off)
+    if keys.check(faults):
         prepared.opt = _as_basicsr(plain(resolved.options), arguments, root_path, is_train)
         prepared.opt |= {"rank": rank, "world_size": world_size}
         with _held_back(prepared._held):
-            _Preparation(prepared, resolved, arguments, resume, faults).make()
+            _Preparation(prepared, arguments, keys, faults).make(resume)
     faults.raise_any()
     if arguments.check and rank == 0:
         for warning in prepared.warnings:
@@ -133,32 +132,26 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
 class _Preparation:
     """The checks of options whose outer blocks are blocks, and what they build."""
 
-    def __init__(
-        self, prepared: Prepared, resolved: Resolved, arguments: Arguments, resume: Resume | None, faults: Faults
-    ) -> None:
-        self.prepared, self.resolved, self.arguments, self.resume, self.faults = (
-            *(prepared, resolved, arguments, resume, faults),
-        )
-        self.opt = prepared.opt
-        self.training: bool = self.opt["is_train"]
-        self.model = model_class(self.opt)
+    def __init__(self, prepared: Prepared, arguments: argparse.Namespace, keys: Keys, faults: Faults) -> None:
+        self.prepared, self.arguments, self.keys, self.faults = prepared, arguments, keys, faults
+        self.opt, self.model = prepared.opt, model_class(prepared.opt)
         self.datasets: dict[str, Built] = {}
         self.reads = Reads()
 
-    def make(self) -> None:
+    def make(self, resume: Resume | None) -> None:
         """Check and build all that can be, whatever else is wrong; the model only if nothing is."""
         opt, faults = self.opt, self.faults
         self._check_machine()
         self._check_files()
-        resumed = self._start()
+        resumed = self._start(resume)
         with random_states_kept():
-            if opt.get("degradation") is not None and faults.clear(("degradation",), ("scale",)):
-                with faults.gathered("degradation"):
+            with faults.gathered("degradation"):
+                if opt.get("degradation") is not None and faults.clear(("degradation",), ("scale",)):
                     build_degradation(opt["degradation"], opt.get("scale"))
             sound = opt if faults.clear(("degradation",)) else opt | {"degradation": None}
             self.datasets = build_datasets(sound, self.model, faults)
-            if self.model is not None and self.training and isinstance(opt.get("train"), Mapping):
-                check_train(opt["train"], self.model, faults)
+            if self.model is not None and opt["is_train"] and isinstance(opt.get("train"), Mapping):
+                check_train(opt, self.model, faults)
             self.prepared.warnings += check_networks(opt, self.model, self.datasets, resumed, faults)
             check_metrics(opt, self.model, self.datasets, faults)
         if not faults.lines and self._has_weights_of_losses():
@@ -173,19 +166,18 @@ class _Preparation:
         seed, processes = opt["manual_seed"], opt["world_size"]
         if faults.clear(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
             faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
-        ours = is_own(self.model) and issubclass(self.model, SRModel)
-        if ours and "scale" in opt and faults.clear(("scale",)):
-            with faults.gathered("scale"):
+        with faults.gathered("scale"):
+            if is_own(self.model) and issubclass(self.model, SRModel) and "scale" in opt and faults.clear(("scale",)):
                 integer(opt["scale"], "scale", 1)
 
     def _check_files(self) -> None:
         opt, faults = self.opt, self.faults
         for key, value in opt["path"].items():
-            looked_for = key == "resume_state" and opt["auto_resume"]  # if the run has no checkpoint of its own
-            names_file = key.startswith(f"pretrain_{NETWORK}") or (key == "resume_state" and not looked_for)
+            looked_for = key == "resume_state" and not opt["auto_resume"]  # otherwise only without a checkpoint
+            names_file = key.startswith(f"pretrain_{NETWORK}") or looked_for
             if names_file and isinstance(value, str) and not Path(value).is_file():
                 faults.at(("path", key), f"{value}: there is no such file")
-        logs = (opt.get("logger") or {}) if self.training else {}
+        logs = (opt.get("logger") or {}) if opt["is_train"] else {}
         if logs.get("use_tb_logger") is True and find_spec("tensorboard") is None:
             faults.at(("logger", "use_tb_logger"), "true, but the package tensorboard is not installed, expected false")
         wandb = logs.get("wandb")
@@ -196,17 +188,17 @@ class _Preparation:
         if find_spec("wandb") is None:
             faults.at(("logger", "wandb", "project"), "given, but the package wandb is not installed, expected null")
 
-    def _start(self) -> bool:
+    def _start(self, resume: Resume | None) -> bool:
         """Join the other processes, find what the run goes on from, and seed; return whether it goes on."""
-        opt, faults = self.opt, self.faults
-        if not faults.lines and not self.arguments.check:
+        opt, faults, checks = self.opt, self.faults, self.arguments.check
+        if not faults.lines and not checks:
             if opt["dist"]:
                 params = opt.get("dist_params") or {} if self.arguments.launcher == "slurm" else {}
                 init_dist(self.arguments.launcher, **params)
                 opt["rank"], opt["world_size"] = get_dist_info()
-            if self.resume is not None:
+            if resume is not None:
                 try:
-                    self.resume(opt)
+                    resume(opt)
                 except BSRError as error:
                     for line in error.lines if isinstance(error, OptionError) else [str(error)]:
                         faults.add(line)
@@ -215,13 +207,14 @@ class _Preparation:
             broadcast_object_list(seeds)
             opt["manual_seed"] = seeds[0]
         for dataset in opt["datasets"].values():
-            if issubclass(registered(DATASET_REGISTRY, dataset.get("type")) or object, PairedDegradationDataset):
+            if issubclass(dataset_class(dataset) or object, PairedDegradationDataset):
                 dataset.setdefault("seed", opt["manual_seed"])
-        return not self.arguments.check and self.resume is not None and opt["path"].get("resume_state") is not None
+        return not checks and resume is not None and opt["path"].get("resume_state") is not None
 
     def _has_weights_of_losses(self) -> bool:
         """Fetch the weights that perceptual losses need; a check does not, and is then without a model."""
-        for place, (vgg, file) in missing_vggs(self.opt["train"], self.model).items() if self.training else ():
+        missing = missing_vggs(self.opt, self.model) if self.opt["is_train"] else {}
+        for place, (vgg, file) in missing.items():
             if self.arguments.check:
                 self.prepared.warnings.append(
                     f"{place}: the weights of {vgg} are not in {file}; a run fetches them, the check builds no model"
@@ -237,14 +230,13 @@ class _Preparation:
         given = opt | {"dist": False} if self.arguments.check else opt  # in a check there is no process group
         try:
             self.prepared.model = build_model(Recorded(given, self.reads))
-        except OptionError as error:
-            for line in error.lines:
-                faults.add(line)
         except BSRError as error:
-            faults.add(" ".join(str(error).split("\n")))
+            for line in error.lines if isinstance(error, OptionError) else [" ".join(str(error).split("\n"))]:
+                faults.add(line)
         except Exception as error:
-            if isinstance(error, KeyError) and self.reads.lacking and self.reads.lacking[-1:] == error.args:
-                faults.at(self.reads.lacking, f"the key is missing, {name} needs it")
+            missing = self.reads.missing(error)
+            if missing is not None:
+                faults.at(missing, f"the key is missing, {name} needs it")
             elif opt["num_gpu"] == 0 and any(word in str(error) for word in ("CUDA", "NVIDIA", "cuda")):
                 faults.at(("num_gpu",), f"0, expected a CUDA device, without which {name} does not run")
             else:
@@ -261,26 +253,17 @@ class _Preparation:
                 later.add(unread.place)
 
         def lines() -> list[str]:
-            return [
-                self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}")
-                for one in self._unread()
-                if one.place in later
-            ]
+            left = [one for one in self._unread() if one.place in later]
+            return [self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}") for one in left]
 
         self.prepared._late = lines
 
     def _unread(self) -> Iterator[Unread]:
-        for phase, block in self.opt["datasets"].items():
-            kind = registered(DATASET_REGISTRY, block.get("type"))
-            if phase in self.datasets or is_own(kind):
-                yield from self._not_switched_off(unread_by_dataset(phase, block, kind, self.datasets.get(phase)))
-        reads = None if self.prepared.model is None else self.reads
-        if reads is not None or is_own(self.model):
-            options = self.resolved.options
-            yield from self._not_switched_off(unread_by_model(options, self.model, reads, self.training))
-
-    def _not_switched_off(self, found: Iterator[Unread]) -> Iterator[Unread]:
-        return (unread for unread in found if unread.place not in self.resolved.switched_off)
+        for phase in self.opt["datasets"]:
+            built = self.datasets.get(phase) or Built(None)
+            yield from self.keys.unread_by_dataset(phase, built.reads, built.tried)
+        if self.prepared.model is not None:
+            yield from self.keys.unread_by_model(self.reads)
 
 
 class _Collector(logging.Handler):
@@ -322,7 +305,7 @@ def _check_is_no_worker() -> None:
         )
 
 
-def _resolve(arguments: Arguments) -> tuple[Resolved, Faults]:
+def _resolve(arguments: argparse.Namespace) -> tuple[Resolved, Faults]:
     try:
         resolved = resolve_marked(arguments.file)
     except OptionFaults:
@@ -336,7 +319,7 @@ def _resolve(arguments: Arguments) -> tuple[Resolved, Faults]:
     return resolved, faults
 
 
-def _as_basicsr(opt: dict[str, Any], arguments: Arguments, root_path: str, is_train: bool) -> dict[str, Any]:
+def _as_basicsr(opt: dict[str, Any], arguments: argparse.Namespace, root_path: str, is_train: bool) -> dict[str, Any]:
     """Add to the options what BasicSR adds; what cannot be used is known by then and is passed over."""
     opt["dist"] = arguments.launcher != "none"
     opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train

@@ -10,6 +10,7 @@ from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from bsr_plugins.blocks import is_own
 from bsr_plugins.data.dataset_options import PatchOptions, WholeImageOptions
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.degradations import DEGRADATIONS
@@ -136,7 +137,7 @@ def _by_type(
             for argument, text, default, meaning in _arguments(made)
             if argument not in given
         }
-        closed = schema.is_own(made) or not any(p.kind is p.VAR_KEYWORD for p in parameters)
+        closed = is_own(made) or not any(p.kind is p.VAR_KEYWORD for p in parameters)
         then = {"properties": {**properties, "type": {}, DELETE: {}}} | (
             {"additionalProperties": False} if closed else {}
         )
