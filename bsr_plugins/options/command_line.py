@@ -19,7 +19,7 @@ INTERRUPTED = 130
 _LAUNCHERS = ("none", "pytorch", "slurm")
 _RANK_OF = {"pytorch": ("RANK", "WORLD_SIZE"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS")}
 _LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
-_GRACE_S = 10.0  # so long a silent process leaves the one that speaks, before a launcher ends them all
+_GRACE_S = 10.0
 
 
 def read_arguments() -> argparse.Namespace:
@@ -84,10 +84,6 @@ def launched(launcher: str) -> tuple[int, int]:
 def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     """Run a pipeline on the options of the command line.
 
-    Args:
-        pipeline: `train_pipeline` or `test_pipeline`.
-        root_path: Folder in which `experiments/`, `results/` and `tb_logger/` are made.
-
     Returns:
         The exit status: 0, or 2 for input that cannot be used, after a line for each thing that is wrong with it, or
         130 if it was interrupted before training began, or while testing. Of several processes on a machine that find
@@ -96,7 +92,13 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     try:
         pipeline(str(root_path))
     except OptionFaults as error:
-        return _refuse(error.lines) if _speaks() else _wait()
+        local_rank = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0")
+        if local_rank == "0":
+            return _refuse(error.lines)
+        time.sleep(
+            _GRACE_S
+        )  # for the first process to come to its end before the launcher sees this one's, and ends all
+        return BAD_INPUT
     except BSRError as error:
         return _refuse([line_of(error)])
     except KeyboardInterrupt:  # while training, it would have ended the run as `Stopped`
@@ -133,14 +135,4 @@ def _refuse(lines: Sequence[str]) -> int:
             logger.error(line)
         else:
             print(f"error: {line}", file=sys.stderr)
-    return BAD_INPUT
-
-
-def _speaks() -> bool:
-    return next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0") == "0"
-
-
-def _wait() -> int:
-    """Let the first process come to the same end before the launcher sees this one's and ends all."""
-    time.sleep(_GRACE_S)
     return BAD_INPUT

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset
 
 from bsr_plugins.blocks import check_arguments, is_own, named_by, placed
 from bsr_plugins.data.dataset_options import check_patch_size, read_options
-from bsr_plugins.data.image_files import DEMO
+from bsr_plugins.data.image_files import DEMO, images_in_lmdb
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.data.positioned_items import PositionedDataset
 from bsr_plugins.degradations import build_degradation
@@ -70,11 +70,6 @@ class Built:
 
 def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[str, Built]:
     """Build all datasets in whose blocks nothing is wrong.
-
-    Args:
-        opt: The run's options.
-        model: The class that `model_type` names, or None.
-        faults: Takes what is wrong.
 
     Returns:
         Those that can be used, by their keys.
@@ -281,7 +276,8 @@ class _Block:
         sides: list[list[Size]] = []
         for key, root in (("gt_path", block["dataroot_gt"]), ("lq_path", block["dataroot_lq"])):
             names = [entry[key] for entry in paths]
-            known = dict(_sizes_in_lmdb(root)) if self.in_lmdb else {}
+            listed = images_in_lmdb(root, self.where) if self.in_lmdb else []
+            known = {image.key: (image.height, image.width) for image in listed}
             files.append([f"{root}/{name}" if known else name for name in names])
             sides.append([known[name] for name in names] if known else header_sizes(names))
         gt_size = block.get("gt_size", 0) if self.training else 0
@@ -302,14 +298,6 @@ def _copied(dataset: Any) -> Any:
         return copy.deepcopy(dataset)
     except Exception:  # of whatever kind: it holds what cannot be copied
         return dataset
-
-
-def _sizes_in_lmdb(folder: str) -> Iterator[tuple[str, Size]]:
-    """Read the sizes that BasicSR's tool writes down with an LMDB: `KEY.png (H,W,C) LEVEL`."""
-    for line in (Path(folder) / "meta_info.txt").read_text().splitlines():
-        name, shape, _ = line.rsplit(" ", 2)
-        height, width, *_ = map(int, shape.strip("()").split(","))
-        yield name.partition(".")[0], (height, width)
 
 
 def header_sizes(files: list[str]) -> list[Size]:

@@ -22,12 +22,7 @@ def dotted(place: Place) -> str:
 
 
 class Faults:
-    """Gathers faults.
-
-    Args:
-        file: The option file, for faults that belong to no key.
-        positions: Where every key was set, as `FILE:LINE`.
-    """
+    """Gathers faults."""
 
     def __init__(self, file: str, positions: Mapping[Place, str] | None = None) -> None:
         self._file, self._positions = file, positions or {}

@@ -48,25 +48,21 @@ def resolve_marked(file: Path) -> Resolved:
 
     Keys stand where the first file to name them has them. Anchors hold within one file and are resolved before merging.
 
-    Args:
-        file: An option file.
-
     Raises:
         OptionError: This file or one that it inherits from is missing, no YAML or no mapping, has a key twice, inherits
             from itself, or uses `_base_` or `_delete_` wrongly. The message names the files from this one to the one at
             fault.
     """
     resolved = Resolved()
-    mentions = False
     for layer in _layers(file, str(file), ()):
         merge = _Merge(resolved, layer)
         try:
-            mentions = mentions or _mentions(layer.content.value)
             layer.content.value.pop(BASE, None)
             resolved.options = merge.run(resolved.options, layer.content.value, ())
         except RecursionError as error:
             raise OptionError(f"{layer.where}: a value contains itself, expected values of finite depth") from error
-    resolved.data = None if mentions else file.read_bytes()
+    data = file.read_bytes()
+    resolved.data = None if any(key.encode() in data for key in (BASE, DELETE)) else data
     return resolved
 
 
@@ -76,13 +72,7 @@ def resolve(file: Path) -> dict[str, Any]:
 
 
 def apply_overrides(resolved: Resolved, entries: Iterable[str], faults: Faults) -> None:
-    """Set options from the command line, in the order of the entries; blocks that are missing or null are made.
-
-    Args:
-        resolved: What the file says; it is changed.
-        entries: `KEY:KEY=VALUE`; values are read as YAML, keys may be new.
-        faults: Takes what is wrong with the entries.
-    """
+    """Set options from the command line, in the order of the entries; blocks that are missing or null are made."""
     for entry in entries:
         message = _apply(resolved, entry)
         if message:
@@ -207,10 +197,3 @@ class _Merge:
         positions = self._resolved.positions
         for below in [known for known in positions if len(known) > len(place) and known[: len(place)] == place]:
             del positions[below]
-
-
-def _mentions(value: object) -> bool:
-    """Whether `_base_` or `_delete_` is a key anywhere in `value`."""
-    if isinstance(value, dict):
-        return BASE in value or DELETE in value or any(map(_mentions, value.values()))
-    return isinstance(value, list) and any(map(_mentions, value))

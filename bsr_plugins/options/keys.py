@@ -15,11 +15,20 @@ from bsr_plugins.errors import OptionError, did_you_mean, unknown_name
 from bsr_plugins.options import schema
 from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.options.faults import Faults, Place, dotted
-from bsr_plugins.options.named_blocks import dataset_class, losses_of, metrics_of, model_class, registered
 from bsr_plugins.options.recorded import Reads
-from bsr_plugins.options.schema import NETWORK, SET_BY_TRAINER
+from bsr_plugins.options.schema import (
+    NETWORK,
+    SET_BY_TRAINER,
+    dataset_class,
+    losses_of,
+    metrics_of,
+    model_class,
+    registered,
+)
 
 _NEAR = 0.8
+_NEEDED_TO_TRAIN = (("train",), ("logger",), ("val", "val_freq"), ("datasets", "train"))
+_NEEDED_TO_TEST = (("val",),)
 
 
 class Unread(NamedTuple):
@@ -31,23 +40,17 @@ class Unread(NamedTuple):
 
 
 class Keys:
-    """The keys of one option file.
-
-    Args:
-        options: The options. Whole numbers that are written as `5e3` become whole numbers.
-        is_train: Whether they are for training.
-        switched_off: Keys that are set to null to take an inherited one back; these need not be known.
-    """
+    """The keys of one option file; those that are `switched_off`, to take back an inherited one, need not be known."""
 
     def __init__(self, options: dict[str, Any], is_train: bool, switched_off: set[Place]) -> None:
         self._options, self._is_train, self._switched_off = options, is_train, switched_off
         self._model = model_class(options)
         top, train = schema.declared_by(self._model)
         self._kinds: dict[Place, list[type[OptionBlock]]] = {
-            (): [schema.TrainRunOptions if is_train else schema.TestRunOptions, *top],
+            (): [schema.RunOptions, *top],
             ("path",): [schema.path_options(options)],
             ("train",): [schema.TrainOptions, *train],
-            ("val",): [schema.TrainValOptions if is_train else schema.ValOptions],
+            ("val",): [schema.ValOptions],
             ("logger",): [schema.LoggerOptions],
             ("logger", "wandb"): [schema.WandbOptions],
             ("dist_params",): [schema.DistOptions],
@@ -65,18 +68,19 @@ class Keys:
         if self._model is None and isinstance(self._options.get("model_type"), str):
             faults.add(str(unknown_name("model_type", self._options["model_type"], dict(iter(MODEL_REGISTRY)))))
         for place, kinds in [*self._kinds.items(), *self._parts()]:
-            block: Any = self._options
-            for key in place:
-                block = block.get(key) if isinstance(block, Mapping) else None
+            block = self._at(place)
             for kind in kinds if isinstance(block, Mapping) else ():
                 check_values(kind, block, place, faults)
+        for place in _NEEDED_TO_TRAIN if self._is_train else _NEEDED_TO_TEST:
+            above = self._at(place[:-1])
+            if isinstance(above, Mapping) and above.get(place[-1]) is None:
+                line = "the key is missing" if place[-1] not in above else "None, expected a block of keys"
+                faults.at(place, line)
         for key in SET_BY_TRAINER:
             if key in self._options:
                 faults.at((key,), f"{self._options[key]!r}, expected no such key, as the trainer sets it")
         for unread in self.unread_by_model(None):
             faults.at(unread.place, unread.line)
-        if self._is_train and "train" not in self._options["datasets"]:
-            faults.at(("datasets", "train"), "the key is missing")
         for phase, block in self._options["datasets"].items():
             begin = phase.partition("_")[0]
             for name, value in (("phase", begin), ("scale", self._options.get("scale"))):
@@ -84,6 +88,12 @@ class Keys:
                     line = f"{block[name]!r}, expected {value!r}, which the trainer puts there"
                     faults.at(("datasets", phase, name), line)
         return True
+
+    def _at(self, place: Place) -> Any:
+        block: Any = self._options
+        for key in place:
+            block = block.get(key) if isinstance(block, Mapping) else None
+        return block
 
     def _parts(self) -> Iterator[tuple[Place, list[type[OptionBlock]]]]:
         """Yield the places of datasets, optimisers, the schedule, losses and metrics, and what declares their keys."""
@@ -108,9 +118,7 @@ class Keys:
     def unread_by_model(self, reads: Reads | None) -> Iterator[Unread]:
         """Yield the keys outside of the datasets that neither the trainer nor the model reads.
 
-        Args:
-            reads: What the model has read; None if it is not built. Then they are those that are not declared, of a
-                model whose keys all are.
+        Without reads, as there is no model, they are those that are not declared, of a model whose keys all are.
         """
         options, model = self._options, self._model
         closed = schema.is_closed(model)
@@ -143,11 +151,8 @@ class Keys:
     def unread_by_dataset(self, phase: str, reads: Reads | None, tried: bool) -> Iterator[Unread]:
         """Yield the keys of a dataset's block that neither the loader nor the dataset has read.
 
-        Args:
-            phase: The block's key.
-            reads: What it has read; None if it is not built. Then they are those of BasicSR's datasets that are near
-                a declared one.
-            tried: Whether an item was made, so that what has not been read by then is not read at all.
+        If an item was tried, what has not been read by then is not read at all. Without reads, as there is no dataset,
+        they are those of BasicSR's datasets, of which near ones are slips.
         """
         block = self._options["datasets"][phase]
         kind, begin = dataset_class(block), phase.partition("_")[0]

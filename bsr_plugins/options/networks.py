@@ -42,13 +42,6 @@ def check_networks(
 ) -> list[str]:
     """Check all networks, their weights, and the images of `network_g`.
 
-    Args:
-        opt: The run's options; `path` names the networks of the checkpoint that it goes on from, if it does.
-        model: The class that `model_type` names, or None.
-        datasets: What is known of the datasets.
-        resumed: Whether the run goes on from a checkpoint.
-        faults: Takes what is wrong.
-
     Returns:
         Warnings.
     """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,17 @@ from bsr_plugins.options.datasets import Built, build_datasets
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
 from bsr_plugins.options.files import Resolved, apply_overrides, resolve_marked
 from bsr_plugins.options.keys import Keys, Unread
-from bsr_plugins.options.named_blocks import dataset_class, model_class
 from bsr_plugins.options.networks import check_networks
 from bsr_plugins.options.recorded import Reads, Recorded, plain
-from bsr_plugins.options.schema import MAX_SEED, NETWORK
-from bsr_plugins.options.trials import check_metrics, check_train, fetch_vgg, missing_vggs
+from bsr_plugins.options.schema import MAX_SEED, NETWORK, dataset_class, model_class
+from bsr_plugins.options.trials import check_metrics, check_train, fetch_vggs
 from bsr_plugins.options.yaml_text import as_yaml
 from bsr_plugins.random_states import random_states_kept
 
 _MAX_DRAWN_SEED = 10_000
 _DEBUG_NAME, _DEBUG_FREQUENCY = "debug", 8
 _HELPER = "x-"  # what keys at the top begin with that only hold anchors for others
-_LOGGER = "basicsr"
+_LOGGER, _MANY = "basicsr", 1 << 30
 Resume = Callable[[dict[str, Any]], None]
 
 
@@ -103,7 +103,12 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
         BSRError: This is a worker process that imports the script that began the run.
         OptionFaults: The options cannot be used. All that is wrong is listed, each with file and line.
     """
-    _check_is_no_worker()
+    # A worker that is only to import the script would wait for the other processes; Python's own check asks for this.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise BSRError(
+            f"{Path(sys.argv[0]).name}: starts its pipeline again in every worker process, expected the call below "
+            "`if __name__ == '__main__':`"
+        )
     arguments = read_arguments()
     resolved, faults = _resolve(arguments)
     if arguments.print_only:
@@ -154,7 +159,9 @@ class _Preparation:
                 check_train(opt, self.model, faults)
             self.prepared.warnings += check_networks(opt, self.model, self.datasets, resumed, faults)
             check_metrics(opt, self.model, self.datasets, faults)
-        if not faults.lines and self._has_weights_of_losses():
+        missing = fetch_vggs(opt, self.model, self.arguments.check, faults) if not faults.lines else []
+        self.prepared.warnings += missing
+        if not missing and not faults.lines:
             self._build_model()
         self._report_unread()
         self.prepared.datasets = {key: built.dataset for key, built in self.datasets.items()}
@@ -211,19 +218,6 @@ class _Preparation:
                 dataset.setdefault("seed", opt["manual_seed"])
         return not checks and resume is not None and opt["path"].get("resume_state") is not None
 
-    def _has_weights_of_losses(self) -> bool:
-        """Fetch the weights that perceptual losses need; a check does not, and is then without a model."""
-        missing = missing_vggs(self.opt, self.model) if self.opt["is_train"] else {}
-        for place, (vgg, file) in missing.items():
-            if self.arguments.check:
-                self.prepared.warnings.append(
-                    f"{place}: the weights of {vgg} are not in {file}; a run fetches them, the check builds no model"
-                )
-                return False
-            with self.faults.gathered(*place.split(".")):
-                fetch_vgg(place, vgg, file)
-        return not self.faults.lines
-
     def _build_model(self) -> None:
         opt, faults, name = self.opt, self.faults, self.model.__name__
         set_random_seed(opt["manual_seed"] + opt["rank"])
@@ -266,19 +260,11 @@ class _Preparation:
             yield from self.keys.unread_by_model(self.reads)
 
 
-class _Collector(logging.Handler):
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__()
-        self.records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 @contextmanager
 def _held_back(records: list[logging.LogRecord]) -> Iterator[None]:
     """Collect what BasicSR's logger gets, and leave the logger as it was; Python's warnings are collected with it."""
-    logger, handler = logging.getLogger(_LOGGER), _Collector(records)
+    logger, handler = logging.getLogger(_LOGGER), MemoryHandler(_MANY, logging.CRITICAL + 1)
+    handler.buffer = records
     before, known = (logger.handlers, logger.propagate, logger.level), _LOGGER in initialized_logger
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
@@ -294,15 +280,6 @@ def _held_back(records: list[logging.LogRecord]) -> Iterator[None]:
         for one in caught:
             text = f"{one.filename}:{one.lineno}: {one.category.__name__}: {one.message}"
             records.append(logger.makeRecord(_LOGGER, logging.WARNING, one.filename, one.lineno, text, (), None))
-
-
-def _check_is_no_worker() -> None:
-    """Refuse to begin in a worker that is only to import the script, where it would wait for the other processes."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what Python's own check asks for
-        raise BSRError(
-            f"{Path(sys.argv[0]).name}: starts its pipeline again in every worker process, expected the call below "
-            "`if __name__ == '__main__':`"
-        )
 
 
 def _resolve(arguments: argparse.Namespace) -> tuple[Resolved, Faults]:
@@ -328,8 +305,11 @@ def _as_basicsr(opt: dict[str, Any], arguments: argparse.Namespace, root_path: s
     if arguments.debug:
         if not name.startswith(_DEBUG_NAME):
             name = opt["name"] = f"{_DEBUG_NAME}_{name}"
-        if is_train:
-            _debug(opt)
+        if is_train and opt.get("val"):
+            opt["val"]["val_freq"] = _DEBUG_FREQUENCY
+        if is_train and opt.get("logger"):
+            often = {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
+            opt["logger"] |= often | {"use_tb_logger": False, "wandb": None}
     if opt.get("num_gpu") == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     several = not opt["dist"] and isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1
@@ -346,28 +326,11 @@ def _as_basicsr(opt: dict[str, Any], arguments: argparse.Namespace, root_path: s
     for key, value in opt["path"].items():
         if "resume_state" in key or "pretrain_network" in key:
             opt["path"][key] = _at_home(value)
-    opt["path"] |= _folders(Path(root_path), name, is_train)
+    kind = "experiments" if is_train else "results"
+    folder = Path(root_path) / kind / name
+    opt["path"] |= {f"{kind}_root": str(folder), "log": str(folder), "visualization": str(folder / "visualization")}
+    opt["path"] |= {key: str(folder / key) for key in ("models", "training_states") if is_train}
     return opt
-
-
-def _folders(root: Path, name: str, is_train: bool) -> dict[str, str]:
-    """Return where a run writes."""
-    if is_train:
-        run = root / "experiments" / name
-        below = {key: str(run / key) for key in ("models", "training_states")} | {"experiments_root": str(run)}
-    else:
-        run = root / "results" / name
-        below = {"results_root": str(run)}
-    return below | {"log": str(run), "visualization": str(run / "visualization")}
-
-
-def _debug(opt: dict[str, Any]) -> None:
-    """Let a run log, validate and save often, and leave TensorBoard and wandb alone."""
-    if opt.get("val"):
-        opt["val"]["val_freq"] = _DEBUG_FREQUENCY
-    if opt.get("logger"):
-        often = {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
-        opt["logger"] |= often | {"use_tb_logger": False, "wandb": None}
 
 
 def _at_home(value: Any) -> Any:

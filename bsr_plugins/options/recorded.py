@@ -51,11 +51,6 @@ class Recorded(dict[Any, Any]):
     A key is read by `[]`, `get`, `pop`, `setdefault` and `in`. All keys are read by iteration, `keys`, `values`,
     `items`, `popitem`, `**`, `|` and by whatever makes a plain `dict` of the block. Copies, deep ones too, record for
     the original. Pickled, as for another process, it becomes a plain `dict`.
-
-    Args:
-        block: The options; they are copied.
-        reads: Takes what is read.
-        place: The place of the block.
     """
 
     def __init__(self, block: Mapping[Any, Any], reads: Reads, place: Place = ()) -> None:

@@ -6,16 +6,19 @@ What classes of this package read is declared beside them: `Options` (keys at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from pydantic import BeforeValidator, Field, create_model
 
-from bsr_plugins.blocks import is_own
+from bsr_plugins.blocks import is_own, named_in
 from bsr_plugins.data.dataset_options import LoaderOptions
 from bsr_plugins.options.declared import OptionBlock, Whole
 
@@ -87,19 +90,6 @@ class RunOptions(OptionBlock):
     find_unused_parameters: bool = Field(False, description="Handed to DistributedDataParallel.")
 
 
-class TrainRunOptions(RunOptions):
-    """The same in a training run."""
-
-    train: Block = Field(description="Training.")
-    logger: Block = Field(description="Logs and checkpoints.")
-
-
-class TestRunOptions(RunOptions):
-    """The same in a test run."""
-
-    val: Block = Field(description="Testing.")
-
-
 class PathOptions(OptionBlock):
     """Keys under `path`; every `network_X` has `pretrain_network_X`, `strict_load_X` and `param_key_X` too."""
 
@@ -133,12 +123,6 @@ class ValOptions(OptionBlock):
     suffix: str | int | float | None = Field(None, description="Ending of the names of saved images in a test run.")
     metrics: Block | None = Field(None, description="Metrics by name: `{type: calculate_psnr, crop_border: 4}`.")
     pbar: bool = Field(False, description="Whether a bar shows the progress.")
-
-
-class TrainValOptions(ValOptions):
-    """The same in a training run."""
-
-    val_freq: Whole = Field(ge=1, description="Iterations between validations.")
 
 
 class MetricOptions(OptionBlock):
@@ -264,6 +248,13 @@ class StockDatasetOptions(OptionBlock):
     interval_list: list[int] = Field([1], description="Steps between the frames of a clip.")
 
 
+OPTIMISERS: dict[str, Callable[..., Any]] = {"Adam": torch.optim.Adam}
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+
 STOCK_MODELS: dict[Any, type[OptionBlock]] = {
     SRModel: SRTrainOptions,
     SRGANModel: GANTrainOptions,
@@ -302,3 +293,35 @@ def path_options(options: Mapping[str, Any]) -> type[OptionBlock]:
             fields[f"param_key_{letter}"] = (str | None, Field("params", description="Where they are in the file."))
     made: type[OptionBlock] = create_model("PathOptions", __base__=PathOptions, **fields)
     return made
+
+
+def registered(registry: Any, block: object) -> Any:
+    """Return what a block's `type` names in one of BasicSR's registries, or None."""
+    return named_in(dict(iter(registry)), block.get("type") if isinstance(block, Mapping) else None)
+
+
+def model_class(options: Mapping[str, Any]) -> Any:
+    """Return the class that `model_type` names, or None."""
+    return named_in(dict(iter(MODEL_REGISTRY)), options.get("model_type"))
+
+
+def dataset_class(block: object) -> Any:
+    """Return the dataset that a block names, or None."""
+    return registered(DATASET_REGISTRY, block)
+
+
+def losses_of(options: Mapping[str, Any], model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the blocks under `train` that are losses, with their keys.
+
+    Of a model of BasicSR's or ours these are all that are called so, of another's those that name a registered loss.
+    """
+    for key, block in (options.get("train") or {}).items():
+        known = key.endswith("_opt") and (model not in STOCK_MODELS or key in STOCK_MODELS[model].model_fields)
+        if known and block is not None and (is_own(model) or registered(LOSS_REGISTRY, block) is not None):
+            yield key, block
+
+
+def metrics_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the blocks of the metrics."""
+    metrics = (options.get("val") or {}).get("metrics")
+    return metrics if isinstance(metrics, Mapping) else {}

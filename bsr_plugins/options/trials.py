@@ -28,13 +28,11 @@ from bsr_plugins.options.datasets import Built
 from bsr_plugins.options.declared import OptionBlock
 from bsr_plugins.options.faults import Faults, Place, dotted
 from bsr_plugins.options.keys import check_values
-from bsr_plugins.options.named_blocks import OPTIMISERS, SCHEDULERS, losses_of, metrics_of, registered
-from bsr_plugins.options.schema import stock_optimisers
+from bsr_plugins.options.schema import OPTIMISERS, SCHEDULERS, losses_of, metrics_of, registered, stock_optimisers
 from bsr_plugins.torch_cache import cached_file, download
 
 _TRIAL_SIDE = 256  # of images whose sizes are not known; larger ones are not tried
 _LEVELS = 256
-_NIQE_SIDE = 192
 
 
 def _check_layers(layers: dict[str, float]) -> dict[str, float]:
@@ -70,13 +68,7 @@ class PerceptualOptions(OptionBlock):
 
 
 def check_train(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
-    """Check the losses, the optimisers and the schedule of a run by building them, perceptual losses without.
-
-    Args:
-        opt: The run's options.
-        model: The model's class; optimisers and schedule are checked where it takes BasicSR's.
-        faults: Takes what is wrong.
-    """
+    """Check the losses, the optimisers and the schedule of a run by building them, perceptual losses without."""
     train_opt = opt["train"]
     for key, block in losses_of(opt, model):
         place = ("train", key)
@@ -105,37 +97,26 @@ def check_train(opt: Mapping[str, Any], model: Any, faults: Faults) -> None:
                 _check_periods(train_opt, scheduler.periods)
 
 
-def missing_vggs(opt: Mapping[str, Any], model: Any) -> dict[str, tuple[str, Path]]:
-    """Return the VGGs of perceptual losses whose weights are not on this machine: place to name and file."""
-    missing = {}
-    for key, block in losses_of(opt, model):
-        if _is_perceptual(registered(LOSS_REGISTRY, block)) and not Path(VGG_PRETRAIN_PATH).exists():
-            vgg = block.get("vgg_type", "vgg19")
-            file = cached_file(get_model_weights(vgg).IMAGENET1K_V1.url)
-            if not file.is_file():
-                missing[f"train.{key}"] = (vgg, file)
+def fetch_vggs(opt: Mapping[str, Any], model: Any, only_check: bool, faults: Faults) -> list[str]:
+    """Have the weights that perceptual losses need in torch's cache; of a check, return what it lacks."""
+    missing = []
+    for key, block in losses_of(opt, model) if opt["is_train"] and not Path(VGG_PRETRAIN_PATH).exists() else ():
+        if not _is_perceptual(registered(LOSS_REGISTRY, block)):
+            continue
+        vgg = block.get("vgg_type", "vgg19")
+        url = get_model_weights(vgg).IMAGENET1K_V1.url
+        file, of_vgg = cached_file(url), f"train.{key}: the weights of {vgg} are"
+        if only_check and not file.is_file():
+            missing.append(f"{of_vgg} not in {file}; a run fetches them, the check builds no model")
+        elif not file.is_file():
+            with faults.gathered("train", key):
+                expected = f"them in {file} (for any vgg_type, BasicSR takes {VGG_PRETRAIN_PATH} where that is)"
+                download(url, of_vgg, expected)
     return missing
 
 
-def fetch_vgg(place: str, vgg: str, file: Path) -> None:
-    """Have the weights of a VGG in torch's cache, as building the loss would.
-
-    Raises:
-        BSRError: They cannot be fetched.
-    """
-    expected = f"them in {file} (for any vgg_type, BasicSR takes {VGG_PRETRAIN_PATH} where that is)"
-    download(get_model_weights(vgg).IMAGENET1K_V1.url, f"{place}: the weights of {vgg} are", expected)
-
-
 def check_metrics(opt: Mapping[str, Any], model: Any, datasets: Mapping[str, Built], faults: Faults) -> None:
-    """Check every metric in the block `val`, on two small images.
-
-    Args:
-        opt: The run's options.
-        model: The class that `model_type` names, or None.
-        datasets: What is known of the datasets, by their keys.
-        faults: Takes what is wrong.
-    """
+    """Check every metric in the block `val`, on two small images."""
     validated = {key: built for key, built in datasets.items() if opt["datasets"][key]["phase"] != "train"}
     for name, block in metrics_of(opt).items():
         place = ("val", "metrics", name)
@@ -194,11 +175,6 @@ def _check_metric(block: Any, where: str, datasets: Mapping[str, Built], of_imag
     if isinstance(border, int) and 2 * border >= min(height, width):
         raise OptionError(
             f"{where}.crop_border: {border}, which leaves nothing of the smallest image, {width}x{height}"
-        )
-    if kind == "calculate_niqe" and min(height, width) - 2 * border < _NIQE_SIDE:
-        raise OptionError(
-            f"{where}.type: 'calculate_niqe' on an image of {width}x{height}, expected at least {_NIQE_SIDE} pixels a "
-            "side inside crop_border"
         )
     height, width = min(height, _TRIAL_SIDE), min(width, _TRIAL_SIDE)
     draws = np.random.default_rng(0)

@@ -61,7 +61,7 @@ REDSR_CASES: list[tuple[Changes, str]] = [
     ({"train.redegradation_opt": None}, r"train.redegradation_opt: the block is missing, network_degrader needs it"),
     (
         {"train.redegradation_opt": {"type": "ModulatedL1Loss"}},
-        r"train.redegradation_opt.type: 'ModulatedL1Loss' wants 'distance', expected among what ReDSRModel's step offers",
+        r"train.redegradation_opt.type: 'ModulatedL1Loss' wants 'distance', expected among what ReDSRModel's step off",
     ),
     ({"train.pixel_opt": {"type": "InfoNCELoss"}}, r"train.pixel_opt.type: 'InfoNCELoss' wants 'query', expected amon"),
     (
