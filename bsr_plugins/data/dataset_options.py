@@ -74,10 +74,6 @@ class ImageOptions(OptionBlock, ABC):
         None, description="The degradation: of `degrade_on: worker`, or drawn once for every whole image."
     )
 
-    def where(self, key: str) -> str:
-        """Name a key for messages; who builds the dataset puts the block's place in front."""
-        return key
-
     def find_images(self) -> list[ImageFile]:
         """List the dataset's images.
 
@@ -97,11 +93,11 @@ class ImageOptions(OptionBlock, ABC):
             OptionError: It cannot be built, or it is for another scale.
         """
         if self.degradation is None:
-            raise OptionError(f"{self.where('degradation')}: None, expected a block with the key 'type'")
-        return build_degradation(self.degradation, self.scale, self.where("degradation"))
+            raise OptionError("degradation: None, expected a block with the key 'type'")
+        return build_degradation(self.degradation, self.scale, "degradation")
 
     def _list_images(self, bad: list[str] | None) -> list[ImageFile]:
-        return find_images(self.dataroot_gt, self.io_backend["type"], self.phase, self.where("dataroot_gt"), bad)
+        return find_images(self.dataroot_gt, self.io_backend["type"], self.phase, "dataroot_gt", bad)
 
     @abstractmethod
     def _check_size(self, image: ImageFile) -> None:
@@ -131,7 +127,7 @@ class PatchOptions(ImageOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> PatchOptions:
-        check_patch_size(self.gt_size, self.scale, self.where("gt_size"))
+        check_patch_size(self.gt_size, self.scale, "gt_size")
         if self.degrade_on == "device":
             self._no_use("degradation", "degrade_on: device (the model degrades)")
         else:
@@ -182,9 +178,7 @@ class PatchOptions(ImageOptions):
         """
         smallest = degradation.smallest_side()
         if self.gt_size < smallest:
-            raise OptionError(
-                f"{self.where('gt_size')}: {self.gt_size}, expected at least {smallest} for the degradation's kernels"
-            )
+            raise OptionError(f"gt_size: {self.gt_size}, expected at least {smallest} for the degradation's kernels")
 
     def _check_size(self, image: ImageFile) -> None:
         if min(image.height, image.width) < self.gt_size:
@@ -226,9 +220,7 @@ class WholeImageOptions(ImageOptions):
     @model_validator(mode="after")
     def _fits(self) -> WholeImageOptions:
         if (self.protocol is None) == (self.degradation is None):
-            raise OptionError(
-                f"{self.where('protocol')}: expected a protocol's name or a degradation block, one of the two"
-            )
+            raise OptionError("protocol: expected a protocol's name or a degradation block, one of the two")
         if self.protocol is None:
             self._no_use("settings", "a degradation block")
         return self

@@ -69,11 +69,7 @@ class Built:
 
 
 def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[str, Built]:
-    """Build all datasets in whose blocks nothing is wrong.
-
-    Returns:
-        Those that can be used, by their keys.
-    """
+    """Build all datasets in whose blocks nothing is wrong, and return them by their keys."""
     if not opt["datasets"]:
         faults.at(("datasets",), "{}, expected at least one dataset")
     built: dict[str, Built] = {}
@@ -103,11 +99,7 @@ def memory_bytes() -> int:
 
 
 def check_epochs(place: str, block: Mapping[str, Any], items: int, world_size: int) -> None:
-    """Check that an epoch of so many items has a batch of all processes, and fits in memory.
-
-    Raises:
-        OptionError: One of these is not so.
-    """
+    """Refuse epochs of so many items that have no batch of all processes, or do not fit in memory."""
     batch, ratio = block["batch_size_per_gpu"] * world_size, block.get("dataset_enlarge_ratio", 1)
     samples = math.ceil(items * ratio)
     if samples < batch:
@@ -260,11 +252,7 @@ class _Block:
         return built
 
     def _measure(self, built: Built) -> None:
-        """Read the sizes of images of BasicSR's `PairedImageDataset` or `SingleImageDataset`, and check those of pairs.
-
-        Raises:
-            BadImageError: A file is no image, or an HR image does not fit its LR image or is smaller than a patch.
-        """
+        """Read the sizes of images from their headers, and check that pairs fit each other and patches."""
         block, paths, scale = self.block, built.dataset.paths, self.opt.get("scale", 1)
         built.channels = 1 if block.get("color") == "y" else 3
         built.has_gt = self.kind is PairedImageDataset
@@ -301,11 +289,7 @@ def _copied(dataset: Any) -> Any:
 
 
 def header_sizes(files: list[str]) -> list[Size]:
-    """Read the sizes of image files, as BasicSR shows them, from their headers.
-
-    Raises:
-        BadImageError: A file is none, or no image.
-    """
+    """Read the sizes of image files, as BasicSR shows them, from their headers; a `BadImageError` names a bad one."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_header_size, files))
 

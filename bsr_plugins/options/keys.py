@@ -57,11 +57,7 @@ class Keys:
         }
 
     def check(self, faults: Faults) -> bool:
-        """Check the values of declared keys, and that keys are known where all that are read are declared.
-
-        Returns:
-            Whether all outer blocks are blocks, so that others may look into them.
-        """
+        """Check keys and values as far as they are declared; return whether the outer blocks are blocks."""
         if not _are_blocks(self._options, faults):
             check_values(self._kinds[()][0], self._options, (), faults)
             return False
@@ -181,8 +177,7 @@ def check_values(kind: type[OptionBlock], block: dict[str, Any], place: Place, f
     try:
         read = read_block(kind, given, dotted(place))
     except OptionError as error:
-        for line in error.lines:
-            faults.add(line)
+        faults.take(error)
         return
     for key in given:
         value = getattr(read, key)

@@ -40,11 +40,7 @@ _NAMED = 3  # so many differing names make a message; the rest is counted
 def check_networks(
     opt: Mapping[str, Any], model: Any, datasets: Mapping[str, Built], resumed: bool, faults: Faults
 ) -> list[str]:
-    """Check all networks, their weights, and the images of `network_g`.
-
-    Returns:
-        Warnings.
-    """
+    """Check all networks, their weights, and the images of `network_g`; return warnings."""
     warnings: list[str] = []
     networks: dict[str, _Trial] = {}
     of_sr = isinstance(model, type) and issubclass(model, SRModel)

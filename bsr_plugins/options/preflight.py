@@ -60,6 +60,7 @@ class Prepared:
         datasets: The datasets by their keys.
         model: The model.
         warnings: Lines for the log.
+        late_reads: Returns a line for every key that nobody has read so far; to be called after the first step.
     """
 
     opt: dict[str, Any]
@@ -70,11 +71,7 @@ class Prepared:
     model: Any = None
     warnings: list[str] = field(default_factory=list)
     _held: list[logging.LogRecord] = field(default_factory=list)
-    _late: Callable[[], list[str]] = list
-
-    def late_reads(self) -> list[str]:
-        """Return a line for every key that nobody has read so far; to be called after the first training step."""
-        return self._late()
+    late_reads: Callable[[], list[str]] = list
 
     def replay(self, logger: logging.Logger) -> None:
         """Hand over what was logged while datasets and model were built, and there was no log yet."""
@@ -207,8 +204,7 @@ class _Preparation:
                 try:
                     resume(opt)
                 except BSRError as error:
-                    for line in error.lines if isinstance(error, OptionError) else [str(error)]:
-                        faults.add(line)
+                    faults.take(error)
         if opt["manual_seed"] is None and faults.clear(("manual_seed",)):
             seeds = [random.randint(1, _MAX_DRAWN_SEED)]
             broadcast_object_list(seeds)
@@ -225,8 +221,7 @@ class _Preparation:
         try:
             self.prepared.model = build_model(Recorded(given, self.reads))
         except BSRError as error:
-            for line in error.lines if isinstance(error, OptionError) else [" ".join(str(error).split("\n"))]:
-                faults.add(line)
+            faults.take(error)
         except Exception as error:
             missing = self.reads.missing(error)
             if missing is not None:
@@ -250,7 +245,7 @@ class _Preparation:
             left = [one for one in self._unread() if one.place in later]
             return [self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}") for one in left]
 
-        self.prepared._late = lines
+        self.prepared.late_reads = lines
 
     def _unread(self) -> Iterator[Unread]:
         for phase in self.opt["datasets"]:
