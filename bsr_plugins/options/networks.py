@@ -207,12 +207,17 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], ave
         return []
     place = f"path.pretrain_{key}: {file}"
     content, part = load_safely(Path(file), place), path_opt.get(f"param_key_{letter}", "params")
-    if averaged and part is None and isinstance(content, Mapping) and not any(name in content for name in _PARTS):
+    if (averaged or part is not None) and _are_weights(content) and content:
         raise OptionError(
-            f"{place}: is a plain state dict, expected one under {' or '.join(_PARTS)}, from which the copy of "
-            "train.ema_decay is loaded; or train.ema_decay: 0"
+            f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected these under 'params', or "
+            f"path.param_key_{letter}: null and train.ema_decay: 0"
         )
-    weights, expected = _weights(place, content, part, letter), network.state_dict()
+    if isinstance(content, Mapping) and part is not None:
+        content = content.get(part, content.get("params") if part in _PARTS else None)  # as BasicSR takes them
+    if not _are_weights(content):
+        raise OptionError(f"{place}: holds no weights under {part!r}, expected one of {', '.join(_PARTS)}")
+    weights = {name.removeprefix("module."): value for name, value in content.items()}
+    expected = network.state_dict()
     fitting = [name for name in expected if name in weights and weights[name].shape == expected[name].shape]
     if path_opt.get(f"strict_load_{letter}", True) is not False:
         for what, names in (
@@ -233,15 +238,5 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], ave
     return []
 
 
-def _weights(place: str, content: object, part: str | None, letter: str) -> dict[str, Tensor]:
-    """Return the named part of a checkpoint; BasicSR takes `params` where there is no EMA."""
-    if isinstance(content, Mapping) and part is not None:
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            raise OptionError(
-                f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected "
-                f"path.param_key_{letter}: null with it (and train.ema_decay: 0), or these weights under 'params'"
-            )
-        content = content.get(part, content.get("params") if part in _PARTS else None)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise OptionError(f"{place}: holds no weights under {part!r}, expected one of {', '.join(_PARTS)}")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+def _are_weights(content: object) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
