@@ -169,6 +169,10 @@ class _Block:
         if self.kind is PairedDegradationDataset:
             with placed(self.where):
                 read_options(block if self.faults.clear(("scale",)) else block | {"scale": 1})
+        needed = (*_ROOTS, "scale", *(("gt_size", "use_hflip", "use_rot") if self.training else ()))
+        for key in needed if self.kind is PairedImageDataset else ():
+            if block.get(key) is None:
+                self.faults.at((*self.place, key), "the key is missing")
         size, scale, views = block.get("gt_size"), block.get("scale"), block.get("num_views")
         if not self.training or not isinstance(size, int) or isinstance(size, bool):
             return
