@@ -85,9 +85,8 @@ def build_datasets(opt: Mapping[str, Any], model: Any, faults: Faults) -> dict[s
             other = names[block["name"]]
             faults.at((*place, "name"), f"{block['name']!r} is the name of datasets.{other} too, expected another")
         with faults.gathered(*place):
-            made = _Block(key, opt, model, faults).build()
-            if made is not None:
-                built[key] = made
+            made = _Block(key, opt, model, faults).build() if faults.clear((*place, "type")) else None
+            built |= {} if made is None else {key: made}
     return built
 
 

@@ -172,8 +172,8 @@ class Keys:
 def check_values(kind: type[OptionBlock], block: dict[str, Any], place: Place, faults: Faults) -> None:
     """Check those keys of a block that a class declares; the others are left to others."""
     given = {key: block[key] for key in kind.model_fields if key in block}
-    if "type" in kind.model_fields:
-        given["type"] = str(given.get("type"))  # what it may be is checked with the name
+    if "type" in given:
+        given["type"] = str(given["type"])  # what it may be is checked with the name
     try:
         read = read_block(kind, given, dotted(place))
     except OptionError as error:
