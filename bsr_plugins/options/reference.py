@@ -130,7 +130,7 @@ def _by_type(
     """Describe a block of `type: NAME` with the arguments of what it names."""
     choices = []
     for name, made in sorted(known.items()):
-        properties = {**(also or {}), "type": {}, DELETE: {}}
+        properties = dict(also or {})
         for argument, text, default, meaning in _arguments(made):
             if argument not in given:
                 described = f"{meaning} Default: {default}.".strip() if default else meaning
@@ -138,7 +138,9 @@ def _by_type(
                 properties[argument] |= {"type": _JSON_TYPES[text]} if text in _JSON_TYPES else {}
         parameters = inspect.signature(made).parameters.values()
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and not is_own(made)
-        then = {"properties": properties} | ({} if takes_any else {"additionalProperties": False})
+        then = {"properties": {**properties, "type": {}, DELETE: {}}} | (
+            {} if takes_any else {"additionalProperties": False}
+        )
         choices.append({"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then})
     return {"type": ["object", "null"], "properties": {"type": {"enum": sorted(known)}}, "allOf": choices}
 
