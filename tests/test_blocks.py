@@ -92,9 +92,8 @@ def test_arguments_can_be_checked_without_calling() -> None:
     check_arguments(fails, {"weight": 1}, "here")
     assert_refused("here.weight: the key is missing", check_arguments, fails, {}, "here")
     assert_refused("here: [1], expected a block of keys and values", check_arguments, fails, [1], "here")
-    assert_refused(
-        "here.first: unknown key, expected one of second", check_arguments, positional_only, {"first": 1}, "here"
-    )
+    both = "here.first: unknown key, expected one of second\nhere.second: the key is missing"
+    assert_refused(both, check_arguments, positional_only, {"first": 1}, "here")
 
 
 @given(st.one_of(st.integers(-5, 5), st.floats(-5, 5)))

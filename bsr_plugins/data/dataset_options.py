@@ -17,7 +17,6 @@ from bsr_plugins.errors import BadImageError, OptionError, unknown_key, unknown_
 from bsr_plugins.options.declared import OptionBlock, Whole, read_block
 
 PHASES = ("train", "val", "test")
-MAX_WORKERS = 1024
 
 
 class LoaderOptions(OptionBlock):
@@ -26,7 +25,7 @@ class LoaderOptions(OptionBlock):
     type: str = Field(description="The dataset's class.")
     batch_size_per_gpu: Whole = Field(1, ge=1, description="Items of a batch, of every process; for training.")
     num_worker_per_gpu: Whole = Field(
-        0, ge=0, le=MAX_WORKERS, description="Worker processes that load, of every process; for training."
+        0, ge=0, le=1024, description="Worker processes that load, of every process; for training."
     )
     dataset_enlarge_ratio: float = Field(1, gt=0, description="How many times an epoch goes through the images.")
     prefetch_mode: Literal["cpu", "cuda"] | None = Field(
@@ -74,10 +73,6 @@ class ImageOptions(OptionBlock, ABC):
         None, description="The degradation: of `degrade_on: worker`, or drawn once for every whole image."
     )
 
-    def where(self, key: str) -> str:
-        """Name a key for messages; who builds the dataset puts the block's place in front."""
-        return key
-
     def find_images(self) -> list[ImageFile]:
         """List the dataset's images.
 
@@ -97,11 +92,11 @@ class ImageOptions(OptionBlock, ABC):
             OptionError: It cannot be built, or it is for another scale.
         """
         if self.degradation is None:
-            raise OptionError(f"{self.where('degradation')}: None, expected a block with the key 'type'")
-        return build_degradation(self.degradation, self.scale, self.where("degradation"))
+            raise OptionError("degradation: None, expected a block with the key 'type'")
+        return build_degradation(self.degradation, self.scale, "degradation")
 
     def _list_images(self, bad: list[str] | None) -> list[ImageFile]:
-        return find_images(self.dataroot_gt, self.io_backend["type"], self.phase, self.where("dataroot_gt"), bad)
+        return find_images(self.dataroot_gt, self.io_backend["type"], self.phase, "dataroot_gt", bad)
 
     @abstractmethod
     def _check_size(self, image: ImageFile) -> None:
@@ -131,7 +126,7 @@ class PatchOptions(ImageOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> PatchOptions:
-        check_patch_size(self.gt_size, self.scale, self.where("gt_size"))
+        check_patch_size(self.gt_size, self.scale, "gt_size")
         if self.degrade_on == "device":
             self._no_use("degradation", "degrade_on: device (the model degrades)")
         else:
@@ -139,20 +134,14 @@ class PatchOptions(ImageOptions):
         return self
 
     def find_images(self) -> list[ImageFile]:
-        """List the dataset's images; with `on_bad_image: skip`, those that are not seen to be bad.
+        return self.sift_images()[0]
+
+    def sift_images(self) -> tuple[list[ImageFile], list[str]]:
+        """List the images, and what is wrong with those that `on_bad_image: skip` leaves out as bad.
 
         Raises:
             OptionError: A root is missing or holds no image.
             BadImageError: An image's header is unreadable, or its size will not do; with `skip`, that of all images.
-        """
-        return self.sift_images()[0]
-
-    def sift_images(self) -> tuple[list[ImageFile], list[str]]:
-        """List the images as `find_images` does, and what is wrong with those that it leaves out.
-
-        Raises:
-            OptionError: See `find_images`.
-            BadImageError: See `find_images`.
         """
         if self.on_bad_image == "error":
             return super().find_images(), []
@@ -175,16 +164,10 @@ class PatchOptions(ImageOptions):
         return Replacement(f"dataset '{self.name}'", len(images), self.seed, partial(_path_of, images))
 
     def check_degradation(self, degradation: Degradation) -> None:
-        """Check that patches are large enough for a degradation.
-
-        Raises:
-            OptionError: They are not.
-        """
+        """Raise an OptionError if patches are too small for a degradation."""
         smallest = degradation.smallest_side()
         if self.gt_size < smallest:
-            raise OptionError(
-                f"{self.where('gt_size')}: {self.gt_size}, expected at least {smallest} for the degradation's kernels"
-            )
+            raise OptionError(f"gt_size: {self.gt_size}, expected at least {smallest} for the degradation's kernels")
 
     def _check_size(self, image: ImageFile) -> None:
         if min(image.height, image.width) < self.gt_size:
@@ -194,16 +177,7 @@ class PatchOptions(ImageOptions):
 
 
 def check_patch_size(gt_size: int, scale: int, where: str) -> None:
-    """Check that HR patches can be made of whole LR pixels.
-
-    Args:
-        gt_size: Pixels a side of the HR patches.
-        scale: How many of them one LR pixel stands for.
-        where: The option that names the size, for messages.
-
-    Raises:
-        OptionError: They cannot.
-    """
+    """Raise an OptionError about the option `where` if HR patches cannot be made of whole LR pixels."""
     if gt_size % scale:
         raise OptionError(f"{where}: {gt_size}, expected a multiple of scale {scale}")
 
@@ -226,9 +200,7 @@ class WholeImageOptions(ImageOptions):
     @model_validator(mode="after")
     def _fits(self) -> WholeImageOptions:
         if (self.protocol is None) == (self.degradation is None):
-            raise OptionError(
-                f"{self.where('protocol')}: expected a protocol's name or a degradation block, one of the two"
-            )
+            raise OptionError("protocol: expected a protocol's name or a degradation block, one of the two")
         if self.protocol is None:
             self._no_use("settings", "a degradation block")
         return self
@@ -242,11 +214,7 @@ class WholeImageOptions(ImageOptions):
 
 
 def options_of(phase: object) -> type[PatchOptions] | type[WholeImageOptions]:
-    """Return what declares the options of a phase.
-
-    Raises:
-        OptionError: There is no such phase.
-    """
+    """Return what declares the options of a phase; an OptionError says that there is no such one."""
     if phase not in PHASES:
         raise unknown_name("phase", phase, PHASES)
     return PatchOptions if phase == "train" else WholeImageOptions

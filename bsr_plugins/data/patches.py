@@ -91,7 +91,7 @@ def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
     """
     options = read_options(dataset_opt)
     if not isinstance(options, PatchOptions):
-        raise OptionError(f"{options.where('phase')}: {options.phase!r}, expected 'train' to calibrate a degradation")
+        raise OptionError(f"phase: {options.phase!r}, expected 'train' to calibrate a degradation")
     return draw_calibration_patches(options.find_images(), options)
 
 

@@ -33,7 +33,7 @@ class WholeImages:
             self._degradation = protocol_degradation(options.protocol, options.scale)
         if self._degradation.needs_calibration:
             raise OptionError(
-                f"{options.where('degradation')}: a sampler needs calibration on training images, "
+                "degradation: a sampler needs calibration on training images, "
                 f"expected one that needs none in phase {options.phase}"
             )
         self.images = options.find_images()
@@ -96,5 +96,5 @@ def _chosen_settings(options: WholeImageOptions, protocol: str) -> list[Setting]
     names = [setting.name for setting in settings]
     for name in options.settings:
         if name not in names:
-            raise unknown_name(options.where("settings"), name, names)
+            raise unknown_name("settings", name, names)
     return [setting for setting in settings if setting.name in options.settings]

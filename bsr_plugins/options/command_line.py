@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bsr_plugins.errors import BSRError, OptionError, line_of
@@ -20,40 +19,21 @@ INTERRUPTED = 130
 _LAUNCHERS = ("none", "pytorch", "slurm")
 _RANK_OF = {"pytorch": ("RANK", "WORLD_SIZE"), "slurm": ("SLURM_PROCID", "SLURM_NTASKS")}
 _LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
-_GRACE_S = 10.0  # so long a silent process leaves the one that speaks, before a launcher ends them all
+_GRACE_S = 10.0
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The command line of a pipeline.
-
-    Attributes:
-        file: The option file.
-        launcher: What has started the processes: `none`, `pytorch` or `slurm`.
-        auto_resume: Whether to go on from the newest checkpoint.
-        debug: Whether this is a run for debugging, which logs and validates often.
-        overrides: Entries `KEY:KEY=VALUE`.
-        check: Whether only to check the options.
-        print_only: Whether only to write the options that the run would have.
-    """
-
-    file: Path
-    launcher: str
-    auto_resume: bool
-    debug: bool
-    overrides: tuple[str, ...]
-    check: bool
-    print_only: bool
-
-
-def read_arguments() -> Arguments:
+def read_arguments() -> argparse.Namespace:
     """Read the command line of this process.
+
+    Returns:
+        `file`: the option file; `launcher`: `none`, `pytorch` or `slurm`; `overrides`: entries `KEY:KEY=VALUE`; and
+        `auto_resume`, `debug`, `check`, `print_only`: whether these are asked for.
 
     Raises:
         SystemExit: An argument is unknown or missing.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("-opt", required=True, metavar="FILE", help="the option file")
+    parser.add_argument("-opt", dest="file", type=Path, required=True, metavar="FILE", help="the option file")
     parser.add_argument("--launcher", choices=_LAUNCHERS, default="none", help="what has started the processes")
     parser.add_argument("--auto_resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     parser.add_argument("--debug", action="store_true", help="log, validate and save often, under the name debug_NAME")
@@ -75,9 +55,7 @@ def read_arguments() -> Arguments:
         action="store_true",
         help="only write the options, with all that they inherit, as YAML that BasicSR's own scripts can read",
     )
-    read = vars(parser.parse_args())
-    del read["local_rank"]
-    return Arguments(file=Path(read.pop("opt")), overrides=tuple(read.pop("overrides")), **read)
+    return parser.parse_args()
 
 
 def launched(launcher: str) -> tuple[int, int]:
@@ -106,10 +84,6 @@ def launched(launcher: str) -> tuple[int, int]:
 def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     """Run a pipeline on the options of the command line.
 
-    Args:
-        pipeline: `train_pipeline` or `test_pipeline`.
-        root_path: Folder in which `experiments/`, `results/` and `tb_logger/` are made.
-
     Returns:
         The exit status: 0, or 2 for input that cannot be used, after a line for each thing that is wrong with it, or
         130 if it was interrupted before training began, or while testing. Of several processes on a machine that find
@@ -118,7 +92,13 @@ def run(pipeline: Callable[[str], None], root_path: Path) -> int:
     try:
         pipeline(str(root_path))
     except OptionFaults as error:
-        return _refuse(error.lines) if _speaks() else _wait()
+        local_rank = next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0")
+        if local_rank == "0":
+            return _refuse(error.lines)
+        time.sleep(
+            _GRACE_S
+        )  # for the first process to come to its end before the launcher sees this one's, and ends all
+        return BAD_INPUT
     except BSRError as error:
         return _refuse([line_of(error)])
     except KeyboardInterrupt:  # while training, it would have ended the run as `Stopped`
@@ -155,14 +135,4 @@ def _refuse(lines: Sequence[str]) -> int:
             logger.error(line)
         else:
             print(f"error: {line}", file=sys.stderr)
-    return BAD_INPUT
-
-
-def _speaks() -> bool:
-    return next((os.environ[name] for name in _LOCAL_RANKS if name in os.environ), "0") == "0"
-
-
-def _wait() -> int:
-    """Let the first process come to the same end before the launcher sees this one's and ends all."""
-    time.sleep(_GRACE_S)
     return BAD_INPUT

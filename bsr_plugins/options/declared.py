@@ -81,18 +81,15 @@ def _lines(kind: type[OptionBlock], error: ValidationError, where: str) -> Itera
                 yield from (f"{place}.{line}" if place else line for line in reason.lines)
             else:
                 yield f"{place}: {value!r}, {reason}"
+        elif found["type"] == "finite_number":
+            yield f"{place}: {value!r}, expected a finite number"
+        elif literal := [one for one in _members(field and field.annotation) if get_origin(one) is Literal]:
+            names = [str(name) for name in get_args(literal[0])]
+            expected = f"expected one of {', '.join(names)}{did_you_mean(value, names)}"
+            yield f"{place}: unknown name {value!r}, {expected}"
         else:
-            literal = _literal(field.annotation) if field is not None else ()
-            if literal:
-                yield (
-                    f"{place}: unknown name {value!r}, expected one of {', '.join(map(str, literal))}"
-                    f"{did_you_mean(value, map(str, literal))}"
-                )
-            elif found["type"] == "finite_number":
-                yield f"{place}: {value!r}, expected a finite number"
-            else:
-                below, expected = _inside(field, keys)
-                yield f"{place}{below}: {value!r}, expected {expected}"
+            below, expected = _inside(field, keys)
+            yield f"{place}{below}: {value!r}, expected {expected}"
 
 
 def _inside(field: FieldInfo | None, keys: list[Any]) -> tuple[str, str]:
@@ -146,19 +143,14 @@ def _range(metadata: list[Any]) -> str:
     return ""
 
 
+def _members(annotation: Any) -> Iterator[Any]:
+    """Yield an annotation and all that is in it."""
+    yield annotation
+    for member in get_args(annotation):
+        yield from _members(member)
+
+
 def _block_in(annotation: Any) -> type[OptionBlock] | None:
     """Return the declared block that an annotation has in it, if there is one."""
-    members = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-    for member in members:
-        if isinstance(member, type) and issubclass(member, OptionBlock):
-            return member
-        if get_origin(member) is not None and (inner := _block_in(member)) is not None:
-            return inner
-    return None
-
-
-def _literal(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    return next((found for member in members if (found := _literal(member))), ())
+    members = _members(annotation)
+    return next((one for one in members if isinstance(one, type) and issubclass(one, OptionBlock)), None)

@@ -22,12 +22,7 @@ def dotted(place: Place) -> str:
 
 
 class Faults:
-    """Gathers faults.
-
-    Args:
-        file: The option file, for faults that belong to no key.
-        positions: Where every key was set, as `FILE:LINE`.
-    """
+    """Gathers faults."""
 
     def __init__(self, file: str, positions: Mapping[Place, str] | None = None) -> None:
         self._file, self._positions = file, positions or {}
@@ -54,21 +49,22 @@ class Faults:
                 return f"{self._positions[place[:length]]}: {message}"
         return f"{self._file}: {message}"
 
-    @contextmanager
-    def gathered(self, *block: Any) -> Iterator[None]:
-        """Add what is raised, and go on after it.
-
-        The lines of an `OptionError` begin with their places. What is no `BSRError` comes from other people's classes,
-        or from a value of a kind that nobody thought of; it becomes one line about `block`.
-        """
-        try:
-            yield
-        except OptionError as error:
+    def take(self, error: BSRError, *block: Any) -> None:
+        """Add the lines of an `OptionError`, which begin with their places, or one line about `block`."""
+        if isinstance(error, OptionError):
             for line in error.lines:
                 self.add(line)
+            return
+        text = " ".join(str(error).split("\n"))
+        self.add(text) if not block or text.startswith(f"{dotted(block)}: ") else self.at(block, text)
+
+    @contextmanager
+    def gathered(self, *block: Any) -> Iterator[None]:
+        """Add what is raised, and go on after it; what is no `BSRError` becomes one line about `block`."""
+        try:
+            yield
         except BSRError as error:
-            text = " ".join(str(error).split("\n"))
-            self.add(text) if text.startswith(f"{dotted(block)}: ") else self.at(block, text)
+            self.take(error, *block)
         except RecursionError:
             self.at(block, "its values are nested too deeply")
         except Exception as error:
@@ -79,11 +75,7 @@ class Faults:
         return not any(_related(place, found) for place in places for found in self._found.values())
 
     def raise_any(self) -> None:
-        """Raise what was found.
-
-        Raises:
-            OptionFaults: Something was.
-        """
+        """Raise `OptionFaults` if there are any."""
         if self._found:
             raise OptionFaults(*self._found)
 

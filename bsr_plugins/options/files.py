@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsr_plugins.errors import OptionError
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
@@ -48,25 +48,21 @@ def resolve_marked(file: Path) -> Resolved:
 
     Keys stand where the first file to name them has them. Anchors hold within one file and are resolved before merging.
 
-    Args:
-        file: An option file.
-
     Raises:
         OptionError: This file or one that it inherits from is missing, no YAML or no mapping, has a key twice, inherits
             from itself, or uses `_base_` or `_delete_` wrongly. The message names the files from this one to the one at
             fault.
     """
     resolved = Resolved()
-    mentions = False
     for layer in _layers(file, str(file), ()):
         merge = _Merge(resolved, layer)
         try:
-            mentions = mentions or _mentions(layer.content.value)
             layer.content.value.pop(BASE, None)
             resolved.options = merge.run(resolved.options, layer.content.value, ())
         except RecursionError as error:
             raise OptionError(f"{layer.where}: a value contains itself, expected values of finite depth") from error
-    resolved.data = None if mentions else file.read_bytes()
+    data = file.read_bytes()
+    resolved.data = None if any(key.encode() in data for key in (BASE, DELETE)) else data
     return resolved
 
 
@@ -76,13 +72,7 @@ def resolve(file: Path) -> dict[str, Any]:
 
 
 def apply_overrides(resolved: Resolved, entries: Iterable[str], faults: Faults) -> None:
-    """Set options from the command line, in the order of the entries; blocks that are missing or null are made.
-
-    Args:
-        resolved: What the file says; it is changed.
-        entries: `KEY:KEY=VALUE`; values are read as YAML, keys may be new.
-        faults: Takes what is wrong with the entries.
-    """
+    """Set options from the command line, in the order of the entries; blocks that are missing or null are made."""
     for entry in entries:
         message = _apply(resolved, entry)
         if message:
@@ -92,7 +82,7 @@ def apply_overrides(resolved: Resolved, entries: Iterable[str], faults: Faults) 
 
 
 def _apply(resolved: Resolved, entry: str) -> str:
-    """Apply an entry; return what is wrong with it, if anything."""
+    """Apply an entry, and return what is wrong with it."""
     name, equals, text = entry.partition("=")
     keys = tuple(key.strip() for key in name.split(":"))
     if not equals or not all(keys):
@@ -116,15 +106,8 @@ def _apply(resolved: Resolved, entry: str) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One file of those that an option file comes from.
-
-    Attributes:
-        where: The files that lead to it, for messages.
-        file: Its path.
-        content: What it says.
-    """
+class _Layer(NamedTuple):
+    """One file of those that an option file comes from, and the files that lead to it, for messages."""
 
     where: str
     file: str
@@ -188,24 +171,22 @@ class _Merge:
         delete = own.get(DELETE, False)
         if not isinstance(delete, bool):
             raise OptionError(f"{self._layer.where}: {dotted((*place, DELETE))}: {delete!r}, expected true or false")
-        kept = isinstance(inherited, dict) and not delete
-        merged = dict(inherited) if isinstance(inherited, dict) and kept else {}
-        if not kept:
+        merged = dict(inherited) if isinstance(inherited, dict) and not delete else {}
+        if not merged:
             self._forget(place)
         for key, value in own.items():
-            if key != DELETE:
-                self._set(merged, key, value, (*place, key))
+            if key == DELETE:
+                continue
+            below = (*place, key)
+            if value is None and merged.get(key) is not None:
+                self._resolved.switched_off.add(below)
+            elif value is not None:
+                self._resolved.switched_off.discard(below)
+            if not isinstance(value, dict):
+                self._forget(below)
+            self._mark(below)
+            merged[key] = self.run(merged.get(key), value, below)
         return merged
-
-    def _set(self, merged: dict[Any, Any], key: Any, value: Any, place: Place) -> None:
-        if value is None and merged.get(key) is not None:
-            self._resolved.switched_off.add(place)
-        elif value is not None:
-            self._resolved.switched_off.discard(place)
-        if not isinstance(value, dict):
-            self._forget(place)
-        self._mark(place)
-        merged[key] = self.run(merged.get(key), value, place)
 
     def _mark(self, place: Place) -> None:
         line = self._layer.content.lines.get(place)
@@ -216,10 +197,3 @@ class _Merge:
         positions = self._resolved.positions
         for below in [known for known in positions if len(known) > len(place) and known[: len(place)] == place]:
             del positions[below]
-
-
-def _mentions(value: object) -> bool:
-    """Whether `_base_` or `_delete_` is a key anywhere in `value`."""
-    if isinstance(value, dict):
-        return BASE in value or DELETE in value or any(map(_mentions, value.values()))
-    return isinstance(value, list) and any(map(_mentions, value))

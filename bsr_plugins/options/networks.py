@@ -4,7 +4,7 @@ weights that fit them, and make images of the right size."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +16,11 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from bsr_plugins.blocks import call_with
-from bsr_plugins.errors import BSRError, OptionError, described
+from bsr_plugins.blocks import build_from_block, build_on_trial, one_line
+from bsr_plugins.errors import BSRError, OptionError
 from bsr_plugins.models.blind_sr_model import BlindSRModel
 from bsr_plugins.options.datasets import Built, memory_bytes
 from bsr_plugins.options.faults import Faults
-from bsr_plugins.options.named_blocks import networks_of, registered
 from bsr_plugins.options.schema import NETWORK
 from bsr_plugins.safe_loading import load_safely
 
@@ -38,149 +37,113 @@ _LEAST_SHARE = 0.1  # networks of many kinds begin and end with the same small l
 _NAMED = 3  # so many differing names make a message; the rest is counted
 
 
-class _TooLargeError(OptionError):
-    """A network has too many numbers."""
-
-
 def check_networks(
     opt: Mapping[str, Any], model: Any, datasets: Mapping[str, Built], resumed: bool, faults: Faults
 ) -> list[str]:
-    """Check all networks, their weights, and the images of `network_g`.
-
-    Args:
-        opt: The run's options; `path` names the networks of the checkpoint that it goes on from, if it does.
-        model: The class that `model_type` names, or None.
-        datasets: What is known of the datasets.
-        resumed: Whether the run goes on from a checkpoint.
-        faults: Takes what is wrong.
-
-    Returns:
-        Warnings.
-    """
+    """Check all networks, their weights, and the images of `network_g`; return warnings."""
     warnings: list[str] = []
-    networks: dict[str, Trial] = {}
-    if isinstance(model, type) and issubclass(model, SRModel) and opt.get("network_g") is None:
+    networks: dict[str, _Trial] = {}
+    of_sr = isinstance(model, type) and issubclass(model, SRModel)
+    if of_sr and opt.get("network_g") is None:
         faults.at(("network_g",), f"the block is missing, {model.__name__} needs it")
-    for key in networks_of(opt):
-        if faults.clear((key,), ("scale",)):
-            with faults.gathered(key):
-                networks[key] = Trial(key, opt)
+    for key, block in opt.items():
+        with faults.gathered(key):
+            if key.startswith(NETWORK) and block is not None and faults.clear((key,)):
+                networks[key] = _Trial(key, opt, faults.clear(("scale",)))
     for key, trial in networks.items():
         letter = key.removeprefix(NETWORK)
         keys = (f"pretrain_{key}", f"param_key_{letter}", f"strict_load_{letter}", "resume_state")
-        if faults.clear(*(("path", name) for name in keys)):
-            with faults.gathered("path", f"pretrain_{key}"):
+        with faults.gathered("path", f"pretrain_{key}"):
+            if faults.clear(*(("path", name) for name in keys)):
                 warnings += _check_pretrained(key, trial.network, opt, resumed)
-    of_model = model if isinstance(model, type) and issubclass(model, SRModel) else None
-    if of_model is None or not faults.clear(("scale",)):
+    if not of_sr or not faults.clear(("scale",)):
         return warnings
-    if "network_d" in networks and opt["is_train"] and issubclass(of_model, SRGANModel):
-        with faults.gathered("network_d"):
-            _check_discriminator(networks["network_d"], opt)
-    if (
-        "network_g" in networks
-        and isinstance(opt.get("scale"), int)
-        and _gets_an_image(of_model, networks["network_g"])
-    ):
-        with faults.gathered("network_g"):
-            try:
-                for channels in sorted({built.channels for built in datasets.values()} or {3}):
-                    networks["network_g"].check_output(channels, _side(opt, faults), opt["scale"])
-            except BSRError as error:
-                # What our networks refuse when they run, our models refuse with the option that it comes from.
-                if isinstance(error, OptionError) or not issubclass(of_model, BlindSRModel):
-                    raise
+    size = (opt["datasets"].get("train") or {}).get("gt_size") if faults.clear(("datasets", "train")) else None
+    size = size if isinstance(size, int) and opt["is_train"] else 0
+    with faults.gathered("network_d"):
+        if "network_d" in networks and issubclass(model, SRGANModel) and 0 < size <= _LARGEST_PATCH:
+            networks["network_d"].run(3, size)  # the patches that it will judge
+    with faults.gathered("network_g"):
+        if "network_g" in networks and isinstance(opt.get("scale"), int):
+            networks["network_g"].check_output(model, sorted({built.channels for built in datasets.values()}), size)
     return warnings
 
 
-class Trial:
-    """A network on `meta`.
+class _Trial:
+    """A network on `meta`, or an `OptionError` if it cannot be built, is for another scale or too large."""
 
-    Args:
-        key: Its key in the option file.
-        opt: The run's options.
-
-    Raises:
-        OptionError: It cannot be built, is for another scale, or does not fit in memory.
-    """
-
-    def __init__(self, key: str, opt: Mapping[str, Any]) -> None:
-        block, scale = opt[key], opt.get("scale")
-        for name in ("upscale", "scale") if key == f"{NETWORK}g" else ("upscale",):
-            if scale is not None and block.get(name) not in (None, scale):
-                raise OptionError(f"{key}.{name}: {block[name]!r}, expected scale, which is {scale!r}")
-        self._key, self._type = key, block["type"]
-        self._factory = registered(ARCH_REGISTRY, block["type"])
-        self._arguments = {name: value for name, value in block.items() if name != "type"}
+    def __init__(self, key: str, opt: Mapping[str, Any], to_scale: bool) -> None:
+        self._key, self._block = key, opt[key]
+        self._scale: Any = opt.get("scale")
+        names = ("upscale", "scale") if key == f"{NETWORK}g" else ("upscale",)
+        for name in names if to_scale and self._scale is not None and isinstance(self._block, Mapping) else ():
+            if self._block.get(name) not in (None, self._scale):
+                found = self._block[name]
+                raise OptionError(f"{key}.{name}: {found!r}, expected scale, which is {self._scale!r}")
         self._limit = memory_bytes() // (_COPIES_IN_TRAINING if opt["is_train"] else 1)
-        try:
-            self.network = self._built("meta")
-        except OptionError:
-            raise
-        except Exception:  # some look at numbers while they are built, and those that fail will do so again
-            self.network = self._built_or_refused().to("meta")
+        self.network = _on_shapes(self._built).to("meta")
 
     def _built(self, device: str) -> nn.Module:
+        build = build_from_block if device == "meta" else build_on_trial
         with _limited(self._key, self._limit), torch.device(device):
-            network: nn.Module = call_with(self._factory, self._arguments, self._key)
+            network: nn.Module = build(self._block, dict(iter(ARCH_REGISTRY)), self._key)
         return network.eval()
-
-    def _built_or_refused(self) -> nn.Module:
-        what = f"{self._key}: {self._type} cannot be built from this block{suspects(self._factory, self._arguments)}"
-        return on_trial(lambda: self._built("cpu"), what)
 
     @torch.no_grad()
     def run(self, channels: int, side: int) -> Any:
-        """Run it on a grey image (1, C, side, side): for shapes alone, where it lets numbers be.
+        """Run it on a grey image (1, C, side, side), for shapes alone if it lets numbers be."""
 
-        Raises:
-            OptionError: It cannot be run.
-        """
-        shape, what = (1, channels, side, side), f"{self._key}: cannot be run on an image of {side}x{side} pixels"
-        try:
-            return self.network(torch.empty(shape, device="meta"))
-        except Exception:  # of whatever kind: some look at numbers, and those that fail will do so again
-            network = self._built_or_refused()
-            return on_trial(lambda: network(torch.full(shape, _GREY)), what)
+        def run(device: str) -> Any:
+            image = torch.full((1, channels, side, side), _GREY, device=device)
+            if device == "meta":
+                return self.network(image)
+            network = self._built(device)
+            with one_line(f"{self._key}: cannot be run on an image of {side}x{side} pixels"):
+                return network(image)
 
-    def check_output(self, channels: int, side: int, scale: int) -> None:
-        """Check that it makes one image of the right size of an LR image.
+        return _on_shapes(run)
 
-        Raises:
-            OptionError: It does not.
-        """
-        output, expected = self.run(channels, side), (1, channels, side * scale, side * scale)
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if found != expected:
-            raise OptionError(
-                f"{self._key}: gives {found} for images of {(1, channels, side, side)}, expected {expected}, as scale "
-                f"is {scale}"
-            )
+    def check_output(self, model: Any, channels: list[int], size: int) -> None:
+        """Check that it makes one image of the right size of an LR image, if a model gives it that and nothing else."""
+        if not self._gets_an_image(model):
+            return
+        side = max(size // self._scale, 1) if size else _TRIAL_SIDE
+        while side > _LARGEST_SIDE and side % 2 == 0:
+            side //= 2
+        side = side if side <= _LARGEST_SIDE else _TRIAL_SIDE
+        for depth in channels or [3]:
+            try:
+                output = self.run(depth, side)
+            except BSRError as error:
+                # What our networks refuse when they run, our models refuse with the option that it comes from.
+                if isinstance(error, OptionError) or not issubclass(model, BlindSRModel):
+                    raise
+                return
+            expected = (1, depth, side * self._scale, side * self._scale)
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            if found != expected:
+                raise OptionError(
+                    f"{self._key}: gives {found} for images of {(1, depth, side, side)}, expected {expected}, as scale "
+                    f"is {self._scale}"
+                )
+
+    def _gets_an_image(self, model: Any) -> bool:
+        parameters = inspect.signature(self.network.forward).parameters.values()
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        needed = [p for p in parameters if p.default is p.empty and p.kind in by_place]
+        stock = all(getattr(model, name) is getattr(SRModel, name) for name in _FED_OTHERWISE)
+        alone = len(needed) == 1 and not getattr(self.network, "needs_kernel", False)
+        return alone and (stock or issubclass(model, BlindSRModel))
 
 
-def on_trial(make: Callable[[], T], what: str) -> T:
-    """Make something of somebody else's class, with one line for whatever it raises.
-
-    Raises:
-        OptionError: It raised something; the line begins with `what`.
-    """
+def _on_shapes(make: Callable[[str], T]) -> T:
+    """Do it on `meta`; what looks at numbers fails there, and will do so again if it fails on the CPU for a reason."""
     try:
-        return make()
+        return make("meta")
     except BSRError:
         raise
-    except Exception as error:
-        raise OptionError(f"{what} ({described(error)})") from error
-
-
-def suspects(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Name the arguments that are text where their default is a number."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(factory).parameters.items()}
-    found = [
-        f"{name}: {value!r}"
-        for name, value in arguments.items()
-        if isinstance(value, str) and isinstance(defaults.get(name), int | float)
-    ]
-    return f" with {', '.join(found)}, expected numbers" if found else ""
+    except Exception:
+        return make("cpu")
 
 
 @contextmanager
@@ -193,44 +156,15 @@ def _limited(place: str, limit: int) -> Iterator[None]:
         number += 1
         total += parameter.numel() * parameter.element_size()
         if number > _MAX_PARAMETERS:
-            raise _TooLargeError(f"{place}: has more than {_MAX_PARAMETERS} parameters, expected a smaller network")
+            raise BSRError(f"{place}: has more than {_MAX_PARAMETERS} parameters, expected a smaller network")
         if total > limit:
-            raise _TooLargeError(
-                f"{place}: has more than {limit / _GIB:.1f} GiB of weights, which do not fit in memory"
-            )
+            raise BSRError(f"{place}: has more than {limit / _GIB:.1f} GiB of weights, which do not fit in memory")
 
     handle = register_module_parameter_registration_hook(count)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _gets_an_image(model: type, trial: Trial) -> bool:
-    """Whether a model gives its network one LR image and nothing else."""
-    parameters = inspect.signature(trial.network.forward).parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if getattr(trial.network, "needs_kernel", False) or len(needed) != 1:
-        return False
-    return issubclass(model, BlindSRModel) or all(getattr(model, n) is getattr(SRModel, n) for n in _FED_OTHERWISE)
-
-
-def _check_discriminator(trial: Trial, opt: Mapping[str, Any]) -> None:
-    """Check that a discriminator takes the patches that it will judge."""
-    size = (opt["datasets"].get("train") or {}).get("gt_size")
-    if isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _LARGEST_PATCH:
-        trial.run(3, size)
-
-
-def _side(opt: Mapping[str, Any], faults: Faults) -> int:
-    """Return the side of the LR images that the network is trained on, or one that most networks take."""
-    size = (opt["datasets"].get("train") or {}).get("gt_size")
-    if not opt["is_train"] or not isinstance(size, int) or not faults.clear(("datasets", "train")):
-        return _TRIAL_SIDE
-    side = max(size // opt["scale"], 1)
-    while side > _LARGEST_SIDE and side % 2 == 0:
-        side //= 2
-    return side if side <= _LARGEST_SIDE else _TRIAL_SIDE
 
 
 def _check_pretrained(key: str, network: nn.Module, opt: Mapping[str, Any], resumed: bool) -> list[str]:
@@ -272,19 +206,29 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], ave
     if file is None:
         return []
     place = f"path.pretrain_{key}: {file}"
-    content = load_safely(Path(file), place)
-    part = path_opt.get(f"param_key_{letter}", "params")
-    if averaged and part is None and isinstance(content, Mapping) and not any(name in content for name in _PARTS):
+    content, part = load_safely(Path(file), place), path_opt.get(f"param_key_{letter}", "params")
+    if (averaged or part is not None) and _are_weights(content) and content:
         raise OptionError(
-            f"{place}: is a plain state dict, expected one under {' or '.join(_PARTS)}, from which the copy of "
-            "train.ema_decay is loaded; or train.ema_decay: 0"
+            f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected these under 'params', or "
+            f"path.param_key_{letter}: null and train.ema_decay: 0"
         )
-    weights, expected = _weights(place, content, part, letter), network.state_dict()
+    if isinstance(content, Mapping) and part is not None:
+        content = content.get(part, content.get("params") if part in _PARTS else None)  # as BasicSR takes them
+    if not _are_weights(content):
+        raise OptionError(f"{place}: holds no weights under {part!r}, expected one of {', '.join(_PARTS)}")
+    weights = {name.removeprefix("module."): value for name, value in content.items()}
+    expected = network.state_dict()
     fitting = [name for name in expected if name in weights and weights[name].shape == expected[name].shape]
     if path_opt.get(f"strict_load_{letter}", True) is not False:
-        _refuse(place, "lacks", [name for name in expected if name not in weights])
-        _refuse(place, "has the unknown", [name for name in weights if name not in expected])
-        _refuse(place, "has other shapes of", [name for name in expected if name not in fitting])
+        for what, names in (
+            ("lacks", [name for name in expected if name not in weights]),
+            ("has the unknown", [name for name in weights if name not in expected]),
+            ("has other shapes of", [name for name in expected if name not in fitting]),
+        ):
+            if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                some = ", ".join(names[:_NAMED])
+                raise OptionError(f"{place}: {what} {some}{more}, expected the weights of this network")
     elif len(fitting) < len(expected):
         share = sum(expected[name].numel() for name in fitting) / sum(value.numel() for value in expected.values())
         fits = f"{place}: fits {len(fitting)} of the network's {len(expected)} tensors, {share:.1%} of its weights"
@@ -294,21 +238,5 @@ def check_weights(key: str, network: nn.Module, path_opt: Mapping[str, Any], ave
     return []
 
 
-def _weights(place: str, content: object, part: str | None, letter: str) -> dict[str, Tensor]:
-    """Return the named part of a checkpoint; BasicSR takes `params` where there is no EMA."""
-    if isinstance(content, Mapping) and part is not None:
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            raise OptionError(
-                f"{place}: holds no weights under {part!r}, as it is a plain state dict, expected "
-                f"path.param_key_{letter}: null with it (and train.ema_decay: 0), or these weights under 'params'"
-            )
-        content = content.get(part, content.get("params") if part in _PARTS else None)
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise OptionError(f"{place}: holds no weights under {part!r}, expected one of {', '.join(_PARTS)}")
-    return {name.removeprefix("module."): value for name, value in content.items()}
-
-
-def _refuse(place: str, what: str, names: Sequence[str]) -> None:
-    if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        raise OptionError(f"{place}: {what} {', '.join(names[:_NAMED])}{more}, expected the weights of this network")
+def _are_weights(content: object) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import multiprocessing
 import random
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +22,28 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info, init_dist
 from basicsr.utils.logger import initialized_logger
-from basicsr.utils.registry import DATASET_REGISTRY
 from mmengine.dist import broadcast_object_list
 
-from bsr_plugins.blocks import integer
+from bsr_plugins.blocks import integer, is_own
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.degradations import build_degradation
 from bsr_plugins.errors import BSRError, OptionError, described
-from bsr_plugins.options.command_line import Arguments, launched, read_arguments
+from bsr_plugins.options.command_line import launched, read_arguments
 from bsr_plugins.options.datasets import Built, build_datasets
 from bsr_plugins.options.faults import Faults, OptionFaults, Place, dotted
 from bsr_plugins.options.files import Resolved, apply_overrides, resolve_marked
-from bsr_plugins.options.key_checks import check_keys
-from bsr_plugins.options.named_blocks import model_class, registered
+from bsr_plugins.options.keys import Keys, Unread
 from bsr_plugins.options.networks import check_networks
 from bsr_plugins.options.recorded import Reads, Recorded, plain
-from bsr_plugins.options.schema import MAX_SEED, NETWORK, is_own
-from bsr_plugins.options.trials import check_metrics, check_train, fetch_vgg, missing_vggs
-from bsr_plugins.options.unread import Unread, unread_by_dataset, unread_by_model
+from bsr_plugins.options.schema import MAX_SEED, NETWORK, dataset_class, model_class
+from bsr_plugins.options.trials import check_metrics, check_train, fetch_vggs
 from bsr_plugins.options.yaml_text import as_yaml
 from bsr_plugins.random_states import random_states_kept
 
 _MAX_DRAWN_SEED = 10_000
 _DEBUG_NAME, _DEBUG_FREQUENCY = "debug", 8
 _HELPER = "x-"  # what keys at the top begin with that only hold anchors for others
-_LOGGER = "basicsr"
+_LOGGER, _MANY = "basicsr", 1 << 30
 Resume = Callable[[dict[str, Any]], None]
 
 
@@ -61,6 +60,7 @@ class Prepared:
         datasets: The datasets by their keys.
         model: The model.
         warnings: Lines for the log.
+        late_reads: Returns a line for every key that nobody has read so far; to be called after the first step.
     """
 
     opt: dict[str, Any]
@@ -71,11 +71,7 @@ class Prepared:
     model: Any = None
     warnings: list[str] = field(default_factory=list)
     _held: list[logging.LogRecord] = field(default_factory=list)
-    _late: Callable[[], list[str]] = list
-
-    def late_reads(self) -> list[str]:
-        """Return a line for every key that nobody has read so far; to be called after the first training step."""
-        return self._late()
+    late_reads: Callable[[], list[str]] = list
 
     def replay(self, logger: logging.Logger) -> None:
         """Hand over what was logged while datasets and model were built, and there was no log yet."""
@@ -104,7 +100,12 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
         BSRError: This is a worker process that imports the script that began the run.
         OptionFaults: The options cannot be used. All that is wrong is listed, each with file and line.
     """
-    _check_is_no_worker()
+    # A worker that is only to import the script would wait for the other processes; Python's own check asks for this.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise BSRError(
+            f"{Path(sys.argv[0]).name}: starts its pipeline again in every worker process, expected the call below "
+            "`if __name__ == '__main__':`"
+        )
     arguments = read_arguments()
     resolved, faults = _resolve(arguments)
     if arguments.print_only:
@@ -115,13 +116,13 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
         rank, world_size = launched(arguments.launcher)
     except OptionError as error:
         raise OptionFaults(str(error)) from error
-    sound = check_keys(resolved.options, is_train, resolved.switched_off, faults)
     prepared = Prepared({}, arguments.file, resolved.as_bytes(), arguments.check)
-    if sound:
+    keys = Keys(resolved.options, is_train, resolved.switched_off)
+    if keys.check(faults):
         prepared.opt = _as_basicsr(plain(resolved.options), arguments, root_path, is_train)
         prepared.opt |= {"rank": rank, "world_size": world_size}
         with _held_back(prepared._held):
-            _Preparation(prepared, resolved, arguments, resume, faults).make()
+            _Preparation(prepared, arguments, keys, faults).make(resume)
     faults.raise_any()
     if arguments.check and rank == 0:
         for warning in prepared.warnings:
@@ -133,35 +134,31 @@ def prepare(root_path: str, is_train: bool, resume: Resume | None = None) -> Pre
 class _Preparation:
     """The checks of options whose outer blocks are blocks, and what they build."""
 
-    def __init__(
-        self, prepared: Prepared, resolved: Resolved, arguments: Arguments, resume: Resume | None, faults: Faults
-    ) -> None:
-        self.prepared, self.resolved, self.arguments, self.resume, self.faults = (
-            *(prepared, resolved, arguments, resume, faults),
-        )
-        self.opt = prepared.opt
-        self.training: bool = self.opt["is_train"]
-        self.model = model_class(self.opt)
+    def __init__(self, prepared: Prepared, arguments: argparse.Namespace, keys: Keys, faults: Faults) -> None:
+        self.prepared, self.arguments, self.keys, self.faults = prepared, arguments, keys, faults
+        self.opt, self.model = prepared.opt, model_class(prepared.opt)
         self.datasets: dict[str, Built] = {}
         self.reads = Reads()
 
-    def make(self) -> None:
+    def make(self, resume: Resume | None) -> None:
         """Check and build all that can be, whatever else is wrong; the model only if nothing is."""
         opt, faults = self.opt, self.faults
         self._check_machine()
         self._check_files()
-        resumed = self._start()
+        resumed = self._start(resume)
         with random_states_kept():
-            if opt.get("degradation") is not None and faults.clear(("degradation",), ("scale",)):
-                with faults.gathered("degradation"):
+            with faults.gathered("degradation"):
+                if opt.get("degradation") is not None and faults.clear(("degradation",), ("scale",)):
                     build_degradation(opt["degradation"], opt.get("scale"))
             sound = opt if faults.clear(("degradation",)) else opt | {"degradation": None}
             self.datasets = build_datasets(sound, self.model, faults)
-            if self.model is not None and self.training and isinstance(opt.get("train"), Mapping):
-                check_train(opt["train"], self.model, faults)
+            if self.model is not None and opt["is_train"] and isinstance(opt.get("train"), Mapping):
+                check_train(opt, self.model, faults)
             self.prepared.warnings += check_networks(opt, self.model, self.datasets, resumed, faults)
             check_metrics(opt, self.model, self.datasets, faults)
-        if not faults.lines and self._has_weights_of_losses():
+        missing = fetch_vggs(opt, self.model, self.arguments.check, faults) if not faults.lines else []
+        self.prepared.warnings += missing
+        if not missing and not faults.lines:
             self._build_model()
         self._report_unread()
         self.prepared.datasets = {key: built.dataset for key, built in self.datasets.items()}
@@ -173,19 +170,18 @@ class _Preparation:
         seed, processes = opt["manual_seed"], opt["world_size"]
         if faults.clear(("manual_seed",)) and seed is not None and seed + processes - 1 > MAX_SEED:
             faults.at(("manual_seed",), f"{seed}, expected room for {processes} processes up to {MAX_SEED}")
-        ours = is_own(self.model) and issubclass(self.model, SRModel)
-        if ours and "scale" in opt and faults.clear(("scale",)):
-            with faults.gathered("scale"):
+        with faults.gathered("scale"):
+            if is_own(self.model) and issubclass(self.model, SRModel) and "scale" in opt and faults.clear(("scale",)):
                 integer(opt["scale"], "scale", 1)
 
     def _check_files(self) -> None:
         opt, faults = self.opt, self.faults
         for key, value in opt["path"].items():
-            looked_for = key == "resume_state" and opt["auto_resume"]  # if the run has no checkpoint of its own
-            names_file = key.startswith(f"pretrain_{NETWORK}") or (key == "resume_state" and not looked_for)
+            looked_for = key == "resume_state" and not opt["auto_resume"]  # otherwise only without a checkpoint
+            names_file = key.startswith(f"pretrain_{NETWORK}") or looked_for
             if names_file and isinstance(value, str) and not Path(value).is_file():
                 faults.at(("path", key), f"{value}: there is no such file")
-        logs = (opt.get("logger") or {}) if self.training else {}
+        logs = (opt.get("logger") or {}) if opt["is_train"] else {}
         if logs.get("use_tb_logger") is True and find_spec("tensorboard") is None:
             faults.at(("logger", "use_tb_logger"), "true, but the package tensorboard is not installed, expected false")
         wandb = logs.get("wandb")
@@ -196,40 +192,27 @@ class _Preparation:
         if find_spec("wandb") is None:
             faults.at(("logger", "wandb", "project"), "given, but the package wandb is not installed, expected null")
 
-    def _start(self) -> bool:
+    def _start(self, resume: Resume | None) -> bool:
         """Join the other processes, find what the run goes on from, and seed; return whether it goes on."""
-        opt, faults = self.opt, self.faults
-        if not faults.lines and not self.arguments.check:
+        opt, faults, checks = self.opt, self.faults, self.arguments.check
+        if not faults.lines and not checks:
             if opt["dist"]:
                 params = opt.get("dist_params") or {} if self.arguments.launcher == "slurm" else {}
                 init_dist(self.arguments.launcher, **params)
                 opt["rank"], opt["world_size"] = get_dist_info()
-            if self.resume is not None:
+            if resume is not None:
                 try:
-                    self.resume(opt)
+                    resume(opt)
                 except BSRError as error:
-                    for line in error.lines if isinstance(error, OptionError) else [str(error)]:
-                        faults.add(line)
+                    faults.take(error)
         if opt["manual_seed"] is None and faults.clear(("manual_seed",)):
             seeds = [random.randint(1, _MAX_DRAWN_SEED)]
             broadcast_object_list(seeds)
             opt["manual_seed"] = seeds[0]
         for dataset in opt["datasets"].values():
-            if issubclass(registered(DATASET_REGISTRY, dataset.get("type")) or object, PairedDegradationDataset):
+            if issubclass(dataset_class(dataset) or object, PairedDegradationDataset):
                 dataset.setdefault("seed", opt["manual_seed"])
-        return not self.arguments.check and self.resume is not None and opt["path"].get("resume_state") is not None
-
-    def _has_weights_of_losses(self) -> bool:
-        """Fetch the weights that perceptual losses need; a check does not, and is then without a model."""
-        for place, (vgg, file) in missing_vggs(self.opt["train"], self.model).items() if self.training else ():
-            if self.arguments.check:
-                self.prepared.warnings.append(
-                    f"{place}: the weights of {vgg} are not in {file}; a run fetches them, the check builds no model"
-                )
-                return False
-            with self.faults.gathered(*place.split(".")):
-                fetch_vgg(place, vgg, file)
-        return not self.faults.lines
+        return not checks and resume is not None and opt["path"].get("resume_state") is not None
 
     def _build_model(self) -> None:
         opt, faults, name = self.opt, self.faults, self.model.__name__
@@ -237,14 +220,12 @@ class _Preparation:
         given = opt | {"dist": False} if self.arguments.check else opt  # in a check there is no process group
         try:
             self.prepared.model = build_model(Recorded(given, self.reads))
-        except OptionError as error:
-            for line in error.lines:
-                faults.add(line)
         except BSRError as error:
-            faults.add(" ".join(str(error).split("\n")))
+            faults.take(error)
         except Exception as error:
-            if isinstance(error, KeyError) and self.reads.lacking and self.reads.lacking[-1:] == error.args:
-                faults.at(self.reads.lacking, f"the key is missing, {name} needs it")
+            missing = self.reads.missing(error)
+            if missing is not None:
+                faults.at(missing, f"the key is missing, {name} needs it")
             elif opt["num_gpu"] == 0 and any(word in str(error) for word in ("CUDA", "NVIDIA", "cuda")):
                 faults.at(("num_gpu",), f"0, expected a CUDA device, without which {name} does not run")
             else:
@@ -261,41 +242,24 @@ class _Preparation:
                 later.add(unread.place)
 
         def lines() -> list[str]:
-            return [
-                self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}")
-                for one in self._unread()
-                if one.place in later
-            ]
+            left = [one for one in self._unread() if one.place in later]
+            return [self.faults.positioned(one.place, f"{dotted(one.place)}: {one.line}") for one in left]
 
-        self.prepared._late = lines
+        self.prepared.late_reads = lines
 
     def _unread(self) -> Iterator[Unread]:
-        for phase, block in self.opt["datasets"].items():
-            kind = registered(DATASET_REGISTRY, block.get("type"))
-            if phase in self.datasets or is_own(kind):
-                yield from self._not_switched_off(unread_by_dataset(phase, block, kind, self.datasets.get(phase)))
-        reads = None if self.prepared.model is None else self.reads
-        if reads is not None or is_own(self.model):
-            options = self.resolved.options
-            yield from self._not_switched_off(unread_by_model(options, self.model, reads, self.training))
-
-    def _not_switched_off(self, found: Iterator[Unread]) -> Iterator[Unread]:
-        return (unread for unread in found if unread.place not in self.resolved.switched_off)
-
-
-class _Collector(logging.Handler):
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__()
-        self.records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        for phase in self.opt["datasets"]:
+            built = self.datasets.get(phase) or Built(None)
+            yield from self.keys.unread_by_dataset(phase, built.reads, built.tried)
+        if self.prepared.model is not None:
+            yield from self.keys.unread_by_model(self.reads)
 
 
 @contextmanager
 def _held_back(records: list[logging.LogRecord]) -> Iterator[None]:
     """Collect what BasicSR's logger gets, and leave the logger as it was; Python's warnings are collected with it."""
-    logger, handler = logging.getLogger(_LOGGER), _Collector(records)
+    logger, handler = logging.getLogger(_LOGGER), MemoryHandler(_MANY, logging.CRITICAL + 1)
+    handler.buffer = records
     before, known = (logger.handlers, logger.propagate, logger.level), _LOGGER in initialized_logger
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
@@ -313,16 +277,7 @@ def _held_back(records: list[logging.LogRecord]) -> Iterator[None]:
             records.append(logger.makeRecord(_LOGGER, logging.WARNING, one.filename, one.lineno, text, (), None))
 
 
-def _check_is_no_worker() -> None:
-    """Refuse to begin in a worker that is only to import the script, where it would wait for the other processes."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # what Python's own check asks for
-        raise BSRError(
-            f"{Path(sys.argv[0]).name}: starts its pipeline again in every worker process, expected the call below "
-            "`if __name__ == '__main__':`"
-        )
-
-
-def _resolve(arguments: Arguments) -> tuple[Resolved, Faults]:
+def _resolve(arguments: argparse.Namespace) -> tuple[Resolved, Faults]:
     try:
         resolved = resolve_marked(arguments.file)
     except OptionFaults:
@@ -336,7 +291,7 @@ def _resolve(arguments: Arguments) -> tuple[Resolved, Faults]:
     return resolved, faults
 
 
-def _as_basicsr(opt: dict[str, Any], arguments: Arguments, root_path: str, is_train: bool) -> dict[str, Any]:
+def _as_basicsr(opt: dict[str, Any], arguments: argparse.Namespace, root_path: str, is_train: bool) -> dict[str, Any]:
     """Add to the options what BasicSR adds; what cannot be used is known by then and is passed over."""
     opt["dist"] = arguments.launcher != "none"
     opt["auto_resume"], opt["is_train"] = arguments.auto_resume, is_train
@@ -345,8 +300,11 @@ def _as_basicsr(opt: dict[str, Any], arguments: Arguments, root_path: str, is_tr
     if arguments.debug:
         if not name.startswith(_DEBUG_NAME):
             name = opt["name"] = f"{_DEBUG_NAME}_{name}"
-        if is_train:
-            _debug(opt)
+        if is_train and opt.get("val"):
+            opt["val"]["val_freq"] = _DEBUG_FREQUENCY
+        if is_train and opt.get("logger"):
+            often = {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
+            opt["logger"] |= often | {"use_tb_logger": False, "wandb": None}
     if opt.get("num_gpu") == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
     several = not opt["dist"] and isinstance(opt.get("num_gpu"), int) and opt["num_gpu"] > 1
@@ -363,28 +321,11 @@ def _as_basicsr(opt: dict[str, Any], arguments: Arguments, root_path: str, is_tr
     for key, value in opt["path"].items():
         if "resume_state" in key or "pretrain_network" in key:
             opt["path"][key] = _at_home(value)
-    opt["path"] |= _folders(Path(root_path), name, is_train)
+    kind = "experiments" if is_train else "results"
+    folder = Path(root_path) / kind / name
+    opt["path"] |= {f"{kind}_root": str(folder), "log": str(folder), "visualization": str(folder / "visualization")}
+    opt["path"] |= {key: str(folder / key) for key in ("models", "training_states") if is_train}
     return opt
-
-
-def _folders(root: Path, name: str, is_train: bool) -> dict[str, str]:
-    """Return where a run writes."""
-    if is_train:
-        run = root / "experiments" / name
-        below = {key: str(run / key) for key in ("models", "training_states")} | {"experiments_root": str(run)}
-    else:
-        run = root / "results" / name
-        below = {"results_root": str(run)}
-    return below | {"log": str(run), "visualization": str(run / "visualization")}
-
-
-def _debug(opt: dict[str, Any]) -> None:
-    """Let a run log, validate and save often, and leave TensorBoard and wandb alone."""
-    if opt.get("val"):
-        opt["val"]["val_freq"] = _DEBUG_FREQUENCY
-    if opt.get("logger"):
-        often = {"print_freq": 1, "save_checkpoint_freq": _DEBUG_FREQUENCY}
-        opt["logger"] |= often | {"use_tb_logger": False, "wandb": None}
 
 
 def _at_home(value: Any) -> Any:

@@ -30,6 +30,10 @@ class Reads:
         """Return the keys that a block was asked for by name."""
         return {str(asked[-1]) for asked in self.asked if asked[:-1] == place}
 
+    def missing(self, error: Exception) -> Place | None:
+        """Return the place of the key that an error is about, if it is about a key that was read and not there."""
+        return self.lacking if isinstance(error, KeyError) and (self.lacking or ())[-1:] == error.args else None
+
     def unread(self, block: Any, place: Place = ()) -> Iterator[Place]:
         """Yield the places of what is in a block and has not been read; what is inside of them is left out."""
         items = block.items() if isinstance(block, Mapping) else enumerate(block) if isinstance(block, list) else ()
@@ -47,51 +51,11 @@ class Recorded(dict[Any, Any]):
     A key is read by `[]`, `get`, `pop`, `setdefault` and `in`. All keys are read by iteration, `keys`, `values`,
     `items`, `popitem`, `**`, `|` and by whatever makes a plain `dict` of the block. Copies, deep ones too, record for
     the original. Pickled, as for another process, it becomes a plain `dict`.
-
-    Args:
-        block: The options; they are copied.
-        reads: Takes what is read.
-        place: The place of the block.
     """
 
     def __init__(self, block: Mapping[Any, Any], reads: Reads, place: Place = ()) -> None:
         super().__init__({key: _recorded(value, reads, (*place, key)) for key, value in block.items()})
         self._reads, self._place = reads, place
-
-    def _ask(self, key: Any) -> None:
-        below = (*self._place, key)
-        self._reads.asked.add(below)
-        if super().__contains__(key):
-            self._reads.taken.add(below)
-
-    def _take_all(self) -> None:
-        self._reads.taken.update((*self._place, key) for key in dict.__iter__(self))
-
-    def __getitem__(self, key: Any) -> Any:
-        self._ask(key)
-        return super().__getitem__(key)
-
-    def __missing__(self, key: Any) -> Any:
-        self._reads.lacking = (*self._place, key)
-        raise KeyError(key)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        self._ask(key)
-        return super().get(key, default)
-
-    def pop(self, key: Any, *default: Any) -> Any:
-        self._ask(key)
-        if not default and not super().__contains__(key):
-            self._reads.lacking = (*self._place, key)
-        return super().pop(key, *default)
-
-    def setdefault(self, key: Any, default: Any = None) -> Any:
-        self._ask(key)
-        return super().setdefault(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self._ask(key)
-        return super().__contains__(key)
 
     def copy(self) -> Recorded:
         return self.__copy__()
@@ -111,18 +75,39 @@ class Recorded(dict[Any, Any]):
         return dict, (plain(self),)
 
 
+def _asking(name: str) -> Callable[..., Any]:
+    """Make a method of `dict` that reads a key."""
+    method: Callable[..., Any] = getattr(dict, name)
+
+    @wraps(method)
+    def ask(self: Recorded, key: Any, *default: Any) -> Any:
+        below = (*self._place, key)
+        self._reads.asked.add(below)
+        if dict.__contains__(self, key):
+            self._reads.taken.add(below)
+        try:
+            return method(self, key, *default)
+        except KeyError:
+            self._reads.lacking = below
+            raise
+
+    return ask
+
+
 def _taking_all(name: str) -> Callable[..., Any]:
     """Make a method of `dict` that reads the whole block."""
     method: Callable[..., Any] = getattr(dict, name)
 
     @wraps(method)
     def take(self: Recorded, *arguments: Any) -> Any:
-        self._take_all()
+        self._reads.taken.update((*self._place, key) for key in dict.__iter__(self))
         return method(self, *arguments)
 
     return take
 
 
+for _name in ("__getitem__", "get", "pop", "setdefault", "__contains__"):
+    setattr(Recorded, _name, _asking(_name))
 for _name in ("__iter__", "__reversed__", "keys", "values", "items", "popitem", "__or__", "__ror__"):
     setattr(Recorded, _name, _taking_all(_name))
 

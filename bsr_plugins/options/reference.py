@@ -10,13 +10,14 @@ from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
+from bsr_plugins.blocks import is_own
 from bsr_plugins.data.dataset_options import PatchOptions, WholeImageOptions
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
 from bsr_plugins.degradations import DEGRADATIONS
 from bsr_plugins.options import schema
 from bsr_plugins.options.declared import OptionBlock, expected_of
 from bsr_plugins.options.files import BASE, DELETE
-from bsr_plugins.options.named_blocks import OPTIMISERS, SCHEDULERS
+from bsr_plugins.options.schema import OPTIMISERS, SCHEDULERS
 from bsr_plugins.registration import Registry
 
 _PACKAGE = "bsr_plugins"
@@ -35,6 +36,9 @@ _BLOCKS: tuple[tuple[str, type[OptionBlock]], ...] = (
     ("datasets.train", schema.TrainDatasetOptions),
     ("datasets.val…, datasets.test…", schema.WholeDatasetOptions),
 )
+Row = tuple[str, str, str, str]
+"""Key, type, default, meaning."""
+
 _GIVEN = ("self", "img", "img2")
 _HEAD = """# Options
 
@@ -48,29 +52,25 @@ def markdown() -> str:
     """Return the reference as Markdown."""
     text = [_HEAD, "## What the trainer reads\n"]
     for place, kind in _BLOCKS:
-        text += [f"### `{place}`\n", *_first_line(kind), *_table(_fields(kind))]
+        text += _section(f"`{place}`", kind, _fields(kind))
     text += ["## Stock models of BasicSR\n"]
     for kind in dict.fromkeys(schema.STOCK_MODELS.values()):
         names = [model.__name__ for model, declared in schema.STOCK_MODELS.items() if declared is kind]
-        text += [f"### `train` of {', '.join(names)}\n", *_table(_fields(kind))]
-    text += ["## Datasets\n", "### `PairedDegradationDataset`\n", *_first_line(PairedDegradationDataset)]
-    text += [
-        "Training:\n",
-        *_table(_fields(PatchOptions)),
-        "Validation and testing:\n",
-        *_table(_fields(WholeImageOptions)),
-    ]
-    text += ["### BasicSR's datasets\n", *_first_line(schema.StockDatasetOptions)]
-    text += [*_table(_fields(schema.StockDatasetOptions)), "## Models\n"]
+        text += _section(f"`train` of {', '.join(names)}", None, _fields(kind))
+    text += ["## Datasets\n", *_section("`PairedDegradationDataset`", PairedDegradationDataset, ())]
+    text += ["Training:\n", *_table(_fields(PatchOptions))]
+    text += ["Validation and testing:\n", *_table(_fields(WholeImageOptions))]
+    text += _section("BasicSR's datasets", schema.StockDatasetOptions, _fields(schema.StockDatasetOptions))
+    text += ["## Models\n"]
     for name, model in _ours(MODEL_REGISTRY):
-        text += [f"### `{name}`\n", *_first_line(model)]
+        text += _section(f"`{name}`", model, ())
         for title, declared in (("At the top", "Options"), ("Under `train`", "TrainOptions")):
-            fields = list(_fields(getattr(model, declared, None)))
-            text += [f"{title}:\n", *_table(fields)] if fields else []
+            table = _table(_fields(getattr(model, declared, None)))
+            text += [f"{title}:\n", *table] if table else []
     for title, known in _named():
         text += [f"## {title[0].upper()}{title[1:]}\n"]
         for name, made in sorted(known.items()):
-            text += [f"### `{name}`\n", *_first_line(made), *_table(_arguments(made))]
+            text += _section(f"`{name}`", made, _arguments(made))
     return "\n".join(text).rstrip() + "\n"
 
 
@@ -130,24 +130,19 @@ def _by_type(
     """Describe a block of `type: NAME` with the arguments of what it names."""
     choices = []
     for name, made in sorted(known.items()):
+        properties = dict(also or {})
+        for argument, text, default, meaning in _arguments(made):
+            if argument not in given:
+                described = f"{meaning} Default: {default}.".strip() if default else meaning
+                properties[argument] = {"description": described} if described else {}
+                properties[argument] |= {"type": _JSON_TYPES[text]} if text in _JSON_TYPES else {}
         parameters = inspect.signature(made).parameters.values()
-        properties = dict(also or {}) | {
-            argument: _argument_schema(text, default, meaning)
-            for argument, text, default, meaning in _arguments(made)
-            if argument not in given
-        }
-        closed = schema.is_own(made) or not any(p.kind is p.VAR_KEYWORD for p in parameters)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and not is_own(made)
         then = {"properties": {**properties, "type": {}, DELETE: {}}} | (
-            {"additionalProperties": False} if closed else {}
+            {} if takes_any else {"additionalProperties": False}
         )
         choices.append({"if": {"properties": {"type": {"const": name}}, "required": ["type"]}, "then": then})
     return {"type": ["object", "null"], "properties": {"type": {"enum": sorted(known)}}, "allOf": choices}
-
-
-def _argument_schema(text: str, default: str, meaning: str) -> dict[str, Any]:
-    made: dict[str, Any] = {"description": f"{meaning} Default: {default}.".strip()} if default else {}
-    made |= {"description": meaning} if meaning and not default else {}
-    return made | ({"type": _JSON_TYPES[text]} if text in _JSON_TYPES else {})
 
 
 def _named() -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -168,24 +163,16 @@ def _ours(registry: Any) -> list[tuple[str, Any]]:
     return sorted((name, made) for name, made in registry if made.__module__.startswith(f"{_PACKAGE}."))
 
 
-def _first_line(made: object) -> list[str]:
-    """Return the first sentence of a docstring, as a paragraph."""
-    text = inspect.cleandoc(made.__doc__ or "").partition("\n\n")[0]
-    return [" ".join(text.split()) + "\n"] if text else []
-
-
-Row = tuple[str, str, str, str]
-"""Key, type, default, meaning."""
+def _section(title: str, made: object, rows: Iterable[Row]) -> list[str]:
+    """Write a title, the first sentence of a docstring, and a table."""
+    text = inspect.cleandoc((made.__doc__ if made else "") or "").partition("\n\n")[0]
+    return [f"### {title}\n", *([" ".join(text.split()) + "\n"] if text else []), *_table(rows)]
 
 
 def _fields(kind: type[OptionBlock] | None) -> Iterator[Row]:
     for key, field in kind.model_fields.items() if kind else ():
-        yield (
-            key,
-            expected_of(field),
-            "" if field.is_required() else _written(field.default),
-            field.description or "",
-        )
+        default = "" if field.is_required() else _written(field.default)
+        yield key, expected_of(field), default, field.description or ""
 
 
 def _arguments(made: Callable[..., Any]) -> Iterator[Row]:

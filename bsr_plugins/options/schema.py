@@ -6,15 +6,19 @@ What classes of this package read is declared beside them: `Options` (keys at th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.esrgan_model import ESRGANModel
+from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 from basicsr.models.sr_model import SRModel
 from basicsr.models.srgan_model import SRGANModel
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from pydantic import BeforeValidator, Field, create_model
 
+from bsr_plugins.blocks import is_own, named_in
 from bsr_plugins.data.dataset_options import LoaderOptions
 from bsr_plugins.options.declared import OptionBlock, Whole
 
@@ -24,52 +28,45 @@ MAX_SEED = (1 << 32) - 1
 MAX_ITERATIONS = 10**12  # of which BasicSR can still say how long they will take
 SET_BY_TRAINER = ("auto_resume", "dist", "is_train", "rank", "root_path", "world_size")
 NETWORK = "network_"
-_OWN = ("basicsr", "bsr_plugins")
 _MAX_PORT = (1 << 16) - 1
 
 Block = dict[Any, Any]
 
 
-def _folder_name(value: object) -> object:
-    if not isinstance(value, str) or value.strip() in ("", ".", "..") or any(sign in value for sign in "/\\\0\n"):
-        raise ValueError("expected the name of a folder")
-    return value
+def _such(expected: str, fits: Callable[[Any], bool]) -> BeforeValidator:
+    """Make the check that a value is what a message expects."""
+
+    def check(value: object) -> object:
+        if not fits(value):
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return BeforeValidator(check)
 
 
-def _path(value: object) -> object:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ValueError("expected a path or null")
-    return value
+def _is_folder_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() not in ("", ".", "..") and not set("/\\\0\n") & set(value)
 
 
-def _gpus(value: object) -> object:
-    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ValueError("expected a whole number at least 0, or auto")
-    return value
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
 
 
-def _network_names(value: object) -> object:
-    names = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError("expected a list of networks, as [network_g]")
-    return value
+def _is_gpus(value: Any) -> bool:
+    return value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
 
 
-def _template(value: object) -> object:
-    if not isinstance(value, str) or "{}" not in value or set("{}") & set(value.replace("{}", "", 1)):
-        raise ValueError("expected text that holds '{}' once, as '{}x4'")
-    return value
+def _are_names(value: Any) -> bool:
+    return value is None or all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))
 
 
-def _one_folder(value: object) -> object:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ValueError("expected one folder")
-    return value
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{}" in value and not set("{}") & set(value.replace("{}", "", 1))
 
 
-FolderName = Annotated[str, BeforeValidator(_folder_name)]
-PathOrNull = Annotated[str | None, BeforeValidator(_path)]
-OneFolder = Annotated[str | None, BeforeValidator(_one_folder)]
+FolderName = Annotated[str, _such("the name of a folder", _is_folder_name)]
+PathOrNull = Annotated[str | None, _such("a path or null", _is_text_or_null)]
+OneFolder = Annotated[str | None, _such("one folder", _is_text_or_null)]
 
 
 class RunOptions(OptionBlock):
@@ -78,7 +75,7 @@ class RunOptions(OptionBlock):
     name: FolderName = Field(description="The run's name, which its folders have.")
     model_type: str = Field(description="The model's class.")
     scale: float = Field(1, gt=0, description="How many HR pixels a side there are to an LR pixel.")
-    num_gpu: Annotated[int | str, BeforeValidator(_gpus)] = Field(
+    num_gpu: Annotated[int | str, _such("a whole number at least 0, or auto", _is_gpus)] = Field(
         description="GPUs of this process: 0 for the CPU, `auto` for one where there is one."
     )
     manual_seed: Whole | None = Field(
@@ -93,24 +90,11 @@ class RunOptions(OptionBlock):
     find_unused_parameters: bool = Field(False, description="Handed to DistributedDataParallel.")
 
 
-class TrainRunOptions(RunOptions):
-    """The same in a training run."""
-
-    train: Block = Field(description="Training.")
-    logger: Block = Field(description="Logs and checkpoints.")
-
-
-class TestRunOptions(RunOptions):
-    """The same in a test run."""
-
-    val: Block = Field(description="Testing.")
-
-
 class PathOptions(OptionBlock):
     """Keys under `path`; every `network_X` has `pretrain_network_X`, `strict_load_X` and `param_key_X` too."""
 
     resume_state: PathOrNull = Field(None, description="Training state to go on from.")
-    ignore_resume_networks: Annotated[Any, BeforeValidator(_network_names)] = Field(
+    ignore_resume_networks: Annotated[Any, _such("a list of networks, as [network_g]", _are_names)] = Field(
         None, description="Networks that a resumed run does not take from its checkpoint, as `[network_g]`."
     )
     experiments_root: PathOrNull = Field(None, description="Set by the trainer.")
@@ -139,12 +123,6 @@ class ValOptions(OptionBlock):
     suffix: str | int | float | None = Field(None, description="Ending of the names of saved images in a test run.")
     metrics: Block | None = Field(None, description="Metrics by name: `{type: calculate_psnr, crop_border: 4}`.")
     pbar: bool = Field(False, description="Whether a bar shows the progress.")
-
-
-class TrainValOptions(ValOptions):
-    """The same in a training run."""
-
-    val_freq: Whole = Field(ge=1, description="Iterations between validations.")
 
 
 class MetricOptions(OptionBlock):
@@ -259,7 +237,9 @@ class StockDatasetOptions(OptionBlock):
     dataroot_lq: OneFolder = Field(None, description="Folder or LMDB of LR images.")
     dataroot_flow: OneFolder = Field(None, description="Folder of optical flow.")
     meta_info_file: PathOrNull = Field(None, description="File that lists the images.")
-    filename_tmpl: Annotated[str, BeforeValidator(_template)] = Field("{}", description="Names of LR images.")
+    filename_tmpl: Annotated[str, _such("text that holds '{}' once, as '{}x4'", _is_template)] = Field(
+        "{}", description="Names of LR images."
+    )
     io_backend: Any = Field({"type": "disk"}, description="Where images are stored.")
     gt_size: Whole | None = Field(None, ge=1, description="Side of HR patches in pixels.")
     use_hflip: bool = Field(False, description="Whether images are mirrored.")
@@ -268,17 +248,19 @@ class StockDatasetOptions(OptionBlock):
     interval_list: list[int] = Field([1], description="Steps between the frames of a clip.")
 
 
+OPTIMISERS: dict[str, Callable[..., Any]] = {"Adam": torch.optim.Adam}
+SCHEDULERS: dict[str, Callable[..., Any]] = {
+    "MultiStepLR": MultiStepRestartLR,
+    "MultiStepRestartLR": MultiStepRestartLR,
+    "CosineAnnealingRestartLR": CosineAnnealingRestartLR,
+}
+
 STOCK_MODELS: dict[Any, type[OptionBlock]] = {
     SRModel: SRTrainOptions,
     SRGANModel: GANTrainOptions,
     ESRGANModel: GANTrainOptions,
 }
 """Models of BasicSR, and what declares their keys under `train`."""
-
-
-def is_own(kind: Any) -> bool:
-    """Whether a class is BasicSR's or this package's, whose blocks are known to be what their names say."""
-    return (getattr(kind, "__module__", "") or "").partition(".")[0] in _OWN
 
 
 def stock_optimisers(model: Any) -> bool:
@@ -311,3 +293,35 @@ def path_options(options: Mapping[str, Any]) -> type[OptionBlock]:
             fields[f"param_key_{letter}"] = (str | None, Field("params", description="Where they are in the file."))
     made: type[OptionBlock] = create_model("PathOptions", __base__=PathOptions, **fields)
     return made
+
+
+def registered(registry: Any, block: object) -> Any:
+    """Return what a block's `type` names in one of BasicSR's registries, or None."""
+    return named_in(dict(iter(registry)), block.get("type") if isinstance(block, Mapping) else None)
+
+
+def model_class(options: Mapping[str, Any]) -> Any:
+    """Return the class that `model_type` names, or None."""
+    return named_in(dict(iter(MODEL_REGISTRY)), options.get("model_type"))
+
+
+def dataset_class(block: object) -> Any:
+    """Return the dataset that a block names, or None."""
+    return registered(DATASET_REGISTRY, block)
+
+
+def losses_of(options: Mapping[str, Any], model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the blocks under `train` that are losses, with their keys.
+
+    Of a model of BasicSR's or ours these are all that are called so, of another's those that name a registered loss.
+    """
+    for key, block in (options.get("train") or {}).items():
+        known = key.endswith("_opt") and (model not in STOCK_MODELS or key in STOCK_MODELS[model].model_fields)
+        if known and block is not None and (is_own(model) or registered(LOSS_REGISTRY, block) is not None):
+            yield key, block
+
+
+def metrics_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the blocks of the metrics."""
+    metrics = (options.get("val") or {}).get("metrics")
+    return metrics if isinstance(metrics, Mapping) else {}

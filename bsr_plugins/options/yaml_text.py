@@ -53,11 +53,7 @@ class Marked(NamedTuple):
 
 
 def read_yaml(data: bytes, where: str) -> Marked:
-    """Read a file's content.
-
-    Raises:
-        OptionError: It is no YAML, or too much of it. The message begins with `where`.
-    """
+    """Read a file's content; an `OptionError` that begins with `where` says why it is no YAML, or too much of it."""
     try:
         return _marked(data)
     except _YAML_ERRORS as error:
@@ -65,11 +61,7 @@ def read_yaml(data: bytes, where: str) -> Marked:
 
 
 def read_value(text: str) -> Any:
-    """Read one value as an option file would have it behind a key.
-
-    Raises:
-        ValueError: It is no YAML, or has a key twice; the message says why.
-    """
+    """Read one value as behind a key of an option file; a `ValueError` says why that cannot be."""
     try:
         marked = _marked(text.encode())
         value = _unshared(marked.value)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from bsr_plugins.models import BlindSRModel
 from tests.engine.conftest import paired  # noqa: F401  (a fixture)
 from tests.options.stock_options import RESNET, write_image
 
@@ -30,21 +29,3 @@ def pairs(project: Project, aacl_options: Options) -> Options:
         "network_g": dict(RESNET),
         "train": {key: aacl_options["train"][key] for key in keys},
     }
-
-
-@pytest.fixture(autouse=True)
-def networks_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let models that still have a hook for it check their networks when they are built."""
-    check: Any = getattr(BlindSRModel, "check_networks", None)
-    if check is None:
-        return
-    build: Any = BlindSRModel.__init__
-
-    def checked(self: Any, opt: dict[str, Any]) -> None:
-        build(self, opt)
-        networks = {"network_g": self.net_g} | {
-            f"network_{name}": network for name, network in getattr(self, "training_networks", {}).items()
-        }
-        self.check_networks(opt, {key: self.get_bare_model(network) for key, network in networks.items()})
-
-    monkeypatch.setattr(BlindSRModel, "__init__", checked)

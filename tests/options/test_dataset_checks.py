@@ -12,7 +12,7 @@ from PIL import Image
 
 from bsr_plugins.options.datasets import header_sizes
 from tests.options.stock_options import write_image
-from tests.options.test_bad_options import assert_refused, change
+from tests.options.test_bad_options import MISSING, assert_refused, change
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome, Project
@@ -39,8 +39,8 @@ def test_pairs_run(pairs: Options, in_process: Run) -> None:
         ("datasets.val.mean", [0.5, "x"], "datasets.val: PairedImageDataset cannot be used with this block"),
         ("datasets.val.io_backend", {"type": "dsk"}, "datasets.val.io_backend.type: unknown name 'dsk'"),
         ("datasets.val.io_backend", None, "datasets.val.io_backend: None, expected a block"),
-        ("datasets.val.io_backend", {"typ": "disk"}, "val.io_backend.type: the key is missing"),
-        ("datasets.val.io_backend", {}, "val.io_backend.type: the key is missing"),
+        ("datasets.val.io_backend", {"typ": "disk"}, "val.io_backend: the key 'type' is missing"),
+        ("datasets.val.io_backend", {}, "val.io_backend: the key 'type' is missing"),
         ("datasets.val.io_backend", {"type": "disk", "tpe": 1}, "io_backend.tpe: unknown key, expected no such key"),
         ("datasets.val.io_backend", {"type": "memcached", "client_cfg": "x"}, "server_list_cfg: the key is missing"),
         ("datasets.train.filename_tmpl", 3, "datasets.train.filename_tmpl: 3, expected text that holds '{}' once"),
@@ -189,6 +189,8 @@ def test_lmdb_pairs_pass(lmdb_pairs: Options, in_process: Run) -> None:
         ("datasets.val.dataroot_lq", "small.lmdb", "gt.lmdb/a: is 64x48, expected 64x40, 4 times the 16x10 of small.l"),
         ("datasets.val.dataroot_lq", "few.lmdb", "datasets.val: .*Keys in lq_folder and gt_folder are different"),
         ("datasets.val.dataroot_gt", "few.lmdb", "datasets.val: .*Keys in lq_folder and gt_folder are different"),
+        ("datasets.train.use_rot", MISSING, "datasets.train.use_rot: the key is missing"),
+        ("datasets.train.gt_size", None, "datasets.train.gt_size: the key is missing"),
         ("datasets.val.dataroot_lq", "lq", "datasets.val: .*lq folder and gt folder should both in lmdb formats"),
         ("datasets.val.dataroot_lq", ["lq.lmdb"], "datasets.val.dataroot_lq: ..lq.lmdb.., expected one folder"),
         ("datasets.val.io_backend.readahed", True, "val.io_backend.readahed: unknown key, .*did you mean 'readahead'"),

@@ -30,7 +30,7 @@ Run = Callable[..., "Outcome"]
         ("val.metrics.ssim.crop_border", 20, "val.metrics.ssim: calculate_ssim on images of 64x48 "),
         ("val.metrics.psnr.input_order", "CHW", "val.metrics.psnr.input_order: 'CHW', expected 'HWC'"),
         ("val.metrics.psnr.type", "calculate_psnr_pt", "val.metrics.psnr: calculate_psnr_pt on images of 64x48 "),
-        ("val.metrics.niqe", {"type": "calculate_niqe", "crop_border": 0}, "'calculate_niqe' on an image of 64x48"),
+        ("val.metrics.niqe", {"type": "calculate_niqe", "crop_border": 0}, "niqe: calculate_niqe on images of 64x48 "),
         ("network_g.num_in_ch", 1, r"network_g: cannot be run on an image of 8x8 pixels \(RuntimeError: "),
         ("network_g.num_out_ch", 1, r"network_g: cannot be run on an image of 8x8 pixels \(RuntimeError: "),
         ("network_g.num_feat", 10**8, "network_g: has more than .* GiB of weights, which do not fit in memory"),

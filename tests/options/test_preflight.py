@@ -105,7 +105,6 @@ def test_the_home_folder_is_put_in(
     assert opt["datasets"]["val"]["dataroot_gt"] == str(photographs)
 
 
-@pytest.mark.skipif(not hasattr(AACLModel, "TrainOptions"), reason="the model declares nothing")
 def test_helper_keys_hold_anchors_and_are_no_options(read: Read, aacl_options: Options) -> None:
     assert "x-blocks" not in read(aacl_options | {"x-blocks": {"any": 1}}).opt
     (line,) = lines(read, aacl_options | {"xblocks": {"any": 1}})

@@ -93,7 +93,7 @@ def test_a_plain_state_dict_has_nothing_for_ema(options: Options, in_process: Ru
     file = project.root / "plain.pth"
     torch.save(MSRResNet(num_feat=4, num_block=1, upscale=2).state_dict(), file)
     options["path"] |= {"pretrain_network_g": str(file), "param_key_g": None}
-    assert "or train.ema_decay: 0" in refused(in_process("train", options, "--check"))
+    assert "path.param_key_g: null and train.ema_decay: 0" in refused(in_process("train", options, "--check"))
     options["train"] |= {"ema_decay": 0, "total_iter": 1}
     assert in_process("train", options).status == 0
 

@@ -30,7 +30,7 @@ def test_epochs_without_a_batch_are_refused(images: int, ratio: float, batch: in
 
 def checked(train: dict[str, Any], model: type) -> tuple[str, ...]:
     faults = Faults("x.yml")
-    check_train(train, model, faults)
+    check_train({"train": train}, model, faults)
     return faults.lines
 
 

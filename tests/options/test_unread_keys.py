@@ -11,15 +11,12 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from bsr_plugins.models import AACLModel
 from tests.options.stock_options import gan
 
 if TYPE_CHECKING:
     from tests.conftest import Options, Outcome
 
 Run = Callable[..., "Outcome"]
-
-declares = pytest.mark.skipif(not hasattr(AACLModel, "TrainOptions"), reason="the model declares nothing")
 
 
 class StrangersModel(SRModel):  # type: ignore[misc]  # BasicSR carries no annotations
@@ -105,7 +102,6 @@ def test_a_stock_gan_reads_more(pairs: Options, in_process: Run) -> None:
     assert unknown(in_process("train", options, "--check")) == {"train.align_opt"}
 
 
-@declares
 @pytest.mark.parametrize("kind", ["aacl", "redsr", "dasr"])
 def test_our_models_read_what_they_declare(kind: str, in_process: Run, request: pytest.FixtureRequest) -> None:
     options = request.getfixturevalue(f"{kind}_options")
