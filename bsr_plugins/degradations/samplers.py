@@ -65,7 +65,11 @@ class UniformSampler(Sampler):
 
 @SAMPLERS.register("power")
 class PowerSampler(Sampler):
-    """`low + (high − low) · u^γ` for every parameter, γ in (0, 100]; below 1 it favours the upper end."""
+    """`low + (high − low) · u^γ` for every parameter: γ < 1 favours the upper end, γ > 1 the lower.
+
+    Args:
+        gamma: Exponent γ in (0, 100]; 1 is uniform.
+    """
 
     def __init__(self, gamma: float) -> None:
         self.gamma = number(gamma, "gamma", 0.0, 100.0)

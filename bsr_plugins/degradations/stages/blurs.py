@@ -19,7 +19,10 @@ from bsr_plugins.errors import OptionError
 class IsotropicBlur(SeparableBlur):
     """Isotropic Gaussian kernels: `blur_iso: {sigma: [0.2, 4.0]}`.
 
-    Widths σ are standard deviations in HR pixels, in [0, taps / 2]; σ = 0 means no blur.
+    Args:
+        taps: Taps of the kernels.
+        sigma: Widths σ (standard deviations in HR pixels) in [0, taps / 2]; σ = 0 means no blur.
+        sampler: The sampler.
     """
 
     columns = ("lambda1", "lambda2")
@@ -44,8 +47,12 @@ class IsotropicBlur(SeparableBlur):
 class AnisotropicBlur(Blur):
     """Anisotropic Gaussian kernels: `blur_aniso: {sigma: [0.2, 4.0], theta: [0, 180]}`.
 
-    Widths λ1 and λ2, standard deviations in HR pixels along the kernel's axes, are both drawn from `sigma`, in
-    (0, taps / 2]; an adaptive sampler measures them. Angles θ of the first axis, from x towards y, are in degrees.
+    Args:
+        taps: Taps of the kernels.
+        sigma: Widths λ1 and λ2 (standard deviations in HR pixels along the kernel's axes) in (0, taps / 2]; both are
+            drawn from it.
+        theta: Angles θ of the first axis, from x towards y, in degrees in [-360, 360].
+        sampler: The sampler; an adaptive one measures the widths.
     """
 
     columns = ("lambda1", "lambda2", "theta")
@@ -78,10 +85,15 @@ class MotionBlur(Blur):
     """Linear motion blur: `blur_motion: {length: [1, 21], angle: [0, 180]}`.
 
     A tap at distance d from the path has the weight max(0, 1 − d) before normalisation. The path is the straight line
-    of L − 1 pixels, centred, at the angle θ (from x towards y, in degrees): L pixels long with the pixel's width. So an
-    odd L at θ = 0 is a box of L taps in a row, and L = 1 the unit impulse; lengths, in HR pixels, are in [0, taps], of
-    which 1 or less means no blur. An adaptive sampler measures the length. After MATLAB's `fspecial('motion')`, which
-    differs at the line's ends and turns the other way.
+    of L − 1 pixels, centred, at the angle θ: L pixels long with the pixel's width. So an odd L at θ = 0 is a box of L
+    taps in a row, and L = 1 the unit impulse. After MATLAB's `fspecial('motion')`, which differs at the line's ends and
+    turns the other way.
+
+    Args:
+        taps: Taps of the kernels.
+        length: Lengths L in HR pixels, in [0, taps]; 1 or less means no blur.
+        angle: Angles θ of the path, from x towards y, in degrees in [-360, 360].
+        sampler: The sampler; an adaptive one measures the length.
     """
 
     columns = ("motion_length", "motion_angle")

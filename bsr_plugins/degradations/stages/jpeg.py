@@ -63,7 +63,13 @@ _DCT_GAIN = 8  # coefficients come out in eighths
 
 @STAGES.register("jpeg")
 class JPEG(LRStage):
-    """Baseline JPEG: `jpeg: {quality: [30, 95]}`, in [1, 100]; any number is drawn, so that a sampler can be even."""
+    """Baseline JPEG: `jpeg: {quality: [30, 95]}`.
+
+    Args:
+        quality: Qualities in [1, 100]; any number in the range is drawn, not whole ones alone, so that a sampler can be
+            even.
+        sampler: The sampler.
+    """
 
     columns = ("jpeg_quality",)
     order = 200

@@ -27,7 +27,12 @@ _HALF_STEP = 2.0**-25  # of a float32 draw in [0, 1), a multiple of 2^-24
 
 @STAGES.register("noise")
 class GaussianNoise(LRStage):
-    """White Gaussian noise: `noise: {level: [0, 25]}`, standard deviations on the 0–255 scale, in [0, 255]."""
+    """White Gaussian noise, drawn once per pixel and channel: `noise: {level: [0, 25]}`.
+
+    Args:
+        level: Standard deviations on the 0–255 scale, in [0, 255].
+        sampler: The sampler.
+    """
 
     columns = ("noise_level",)
     order = 100
