@@ -210,7 +210,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"second": {"noise": {"gaussian_prob": "half"}}},
         "second.noise.gaussian_prob: 'half', expected a number in [0, 1]",
     ),
-    ({"second": {"noise": {"grey_prob": math.nan}}}, "second.noise.grey_prob: nan, expected a number in [0, 1]"),
+    ({"second": {"noise": {"grey_prob": math.nan}}}, "second.noise.grey_prob: nan, expected a finite number"),
     ({"second": {"jpeg": {"quality": [0, 95]}}}, f"second.jpeg.quality: [0, 95], expected a number in [1, 100]{PAIR}"),
     ({"final": {"sinc_prob": 2}}, "final.sinc_prob: 2, expected a number in [0, 1]"),
     ({"final": {"kernel_size": 8}}, f"final.kernel_size: 8, {ODD}"),
