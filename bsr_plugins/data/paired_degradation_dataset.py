@@ -31,7 +31,7 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
 
     - `degrade_on: worker`: the block `degradation` is applied here. An item is what BasicSR's models expect: `lq` (3,
       gt_size / scale, gt_size / scale), `gt` (3, gt_size, gt_size), `lq_path`, `gt_path`. A degradation that needs
-      calibration is calibrated on `calibration_images` patches of the images.
+      calibration is calibrated on patches of the images.
     - `degrade_on: device`: the model degrades. An item is `gt` (V, 3, gt_size, gt_size) and `gt_path`; the V =
       `num_views` views are patches of one image, each cropped, flipped and turned by itself.
     - `on_bad_image` decides about files that are no whole image, or too small. `error` names the file and ends the run.
@@ -52,12 +52,10 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
     which `bsr_plugins` makes BasicSR's sampler yield; for a plain index they are what `set_epoch` was last given and
     the index itself. No global random state is read or advanced.
 
-    Args:
-        opt: The block of options; kept as `opt` and left as it is.
-
     Raises:
         OptionError: The options cannot be used, or a folder is missing or empty.
-        BadImageError: An image's header is unreadable, or its size will not do (with `skip`: that of all).
+        BadImageError: An image cannot be read, at the start or as an item, or its size will not do (with `skip`: none
+            can be used).
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -85,11 +83,6 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        """Make the item of an index.
-
-        Raises:
-            BadImageError: The image is unreadable or truncated (with `skip`: all are).
-        """
         if isinstance(self._items, WholeImages):
             return self._items.item(index)
         if isinstance(index, PositionedIndex):

@@ -15,8 +15,7 @@ class PositionedIndex(int):
     """The index of a sample, with the epoch and the place in it at which the training loader asks for it.
 
     In every other way it is the plain index, and arithmetic on it gives plain integers. A dataset that draws its random
-    numbers from `epoch` and `position` draws the same ones for any number of workers, and others in the next epoch. The
-    engine resumes a run at the position at which it was stopped, BasicSR's trainer at the beginning of its epoch.
+    numbers from `epoch` and `position` draws the same ones for any number of workers, and others in the next epoch.
 
     Attributes:
         epoch: The epoch, from 0.
@@ -29,7 +28,6 @@ class PositionedIndex(int):
     position: int
 
     def __new__(cls, index: int, epoch: int, position: int) -> PositionedIndex:
-        """Make the index `index` (from 0) that is drawn at `position` of `epoch`."""
         self = super().__new__(cls, index)
         self.epoch = epoch
         self.position = position
@@ -42,18 +40,10 @@ class PositionedIndex(int):
 class RunSampler(Sampler[PositionedIndex]):
     """Yields the indices of a rank in an epoch, each with its position.
 
-    An epoch shuffles `num_samples` · `ratio` places, over which the images are spread as evenly as by BasicSR's
-    `EnlargedSampler`; the order is a function of the seed and the epoch. Only whole batches of all ranks are taken:
-    batch k of rank r are the positions r + `world_size` · (k · `batch_size` …), so that all ranks together see what one
-    process with their batches together sees.
-
-    Args:
-        num_samples: Number of images.
-        world_size: Number of processes.
-        rank: This process, from 0.
-        seed: The run's `manual_seed`.
-        ratio: `dataset_enlarge_ratio`, how often each image comes in an epoch.
-        batch_size: Images in a batch of one process.
+    An epoch shuffles `num_samples` · `ratio` places (`ratio` is `dataset_enlarge_ratio`), over which the images are
+    spread as evenly as by BasicSR's `EnlargedSampler`; the order is a function of the seed and the epoch. Only whole
+    batches of all ranks are taken: batch k of rank r are the positions r + `world_size` · (k · `batch_size` …), so that
+    all ranks together see what one process with their batches together sees.
     """
 
     def __init__(

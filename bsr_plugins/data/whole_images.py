@@ -15,7 +15,7 @@ from bsr_plugins.seeding import derive_seed, generator_at
 
 
 class WholeImages:
-    """Whole images, degraded the same way every time; see `PairedDegradationDataset`.
+    """The items of phases val and test; see `PairedDegradationDataset`.
 
     Attributes:
         images: The images, each of which comes under every setting.
@@ -42,26 +42,24 @@ class WholeImages:
 
     @property
     def settings(self) -> list[Setting]:
-        """The settings of the protocol under which every image comes, in their order; none without a protocol."""
+        """The protocol's settings under which every image comes; none without a protocol."""
         return [setting for setting in self._settings if setting is not None]
 
     def __len__(self) -> int:
         return len(self.images) * len(self._settings)
 
     def item(self, index: int) -> dict[str, Tensor | str]:
-        """Make an item: `lq`, `gt`, their paths, and the true blur `kernel` (k, k) where there is a single one.
-
-        All settings of an image come one after another.
-
-        Raises:
-            BadImageError: The image cannot be read.
-        """
+        """Make an item, with the true blur `kernel` (k, k) where there is one; an image's settings come in a row."""
         number, setting = index // len(self._settings), self._settings[index % len(self._settings)]
         image, scale = self.images[number], self._options.scale
         gt = to_tensor(read_image(image))
         _, height, width = gt.shape
         gt = gt[:, : height - height % scale, : width - width % scale].contiguous()
-        params = self._params(image.name, setting)
+        seed = self._options.seed
+        if setting is None:
+            params = self._degradation.sample(1, generator_at(seed, "whole image", image.name))
+        else:
+            params = with_noise_seed(setting.params, derive_seed(seed, "whole image", image.name, setting.name))
         with torch.no_grad():
             gt = self._degradation.target(gt[None])[0]
             lq = self._degradation(gt[None, None], params)
@@ -72,8 +70,7 @@ class WholeImages:
         return item | {"lq_path": f"{self.names[number]}{suffix}.png", "gt_path": image.path}
 
     def _check_sizes(self) -> None:
-        chosen = [None if setting is None else setting.params for setting in self._settings]
-        smallest = max(self._degradation.smallest_side(params) for params in chosen)
+        smallest = max(self._degradation.smallest_side(setting and setting.params) for setting in self._settings)
         for image in self.images:
             side = min(image.height, image.width)
             if side - side % self._options.scale < smallest:
@@ -81,12 +78,6 @@ class WholeImages:
                     f"{image.path}: is {image.width}x{image.height}, expected both sides at least {smallest} for the "
                     "degradation's kernels, once cropped to multiples of the scale"
                 )
-
-    def _params(self, name: str, setting: Setting | None) -> dict[str, Tensor]:
-        seed = self._options.seed
-        if setting is None:
-            return self._degradation.sample(1, generator_at(seed, "whole image", name))
-        return with_noise_seed(setting.params, derive_seed(seed, "whole image", name, setting.name))
 
 
 def _chosen_settings(options: WholeImageOptions, protocol: str) -> list[Setting]:
