@@ -26,8 +26,6 @@ class Spread(NamedTuple):
     """How a sampler spreads the degraded distances of one stage.
 
     Attributes:
-        sampler: The sampler's name.
-        stage: The stage's name.
         counts: Draws per bin, shape (10,); the bins divide the range of D on the held-out images equally.
         edges: Their edges in grey levels, shape (11,).
     """
@@ -44,13 +42,7 @@ class Spread(NamedTuple):
 
 
 class DistanceCurve:
-    """D(θ) of a stage on some images, measured on a grid and interpolated.
-
-    Args:
-        degradation: Has the stage.
-        name: The stage: `iso`, `aniso`, `noise` or `jpeg`.
-        images: HR images in [0, 1], shape (M, 3, P, P).
-    """
+    """D(θ) of a degradation's stage on HR images (M, 3, P, P) in [0, 1], measured on a grid and interpolated."""
 
     def __init__(self, degradation: ClassicalDegradation, name: str, images: Tensor) -> None:
         self.name = name
@@ -84,12 +76,9 @@ def measure_spreads(
         options: Arguments of `ClassicalDegradation` but for its sampler.
         samplers: The samplers' option blocks by name.
         calibration_images: HR images for adaptive samplers, shape (N, 3, P, P).
-        held_out_images: HR images on which D is looked up.
+        held_out_images: HR images on which D is looked up, likewise.
         draws: Parameters per stage.
         seed: Decides the draws; all samplers share it.
-
-    Returns:
-        The spread of every stage under every sampler, and D of every stage on the held-out images.
     """
     curves: dict[str, DistanceCurve] = {}
     spreads = []

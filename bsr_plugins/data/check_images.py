@@ -105,8 +105,8 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
 
     Faults are: files that cannot be read, are empty, no image, truncated, of another depth than 8 or 16 bits unsigned,
     smaller than `gt_size`, no multiples of `scale`, not of the size that their LMDB lists, or have the same name as
-    another file of their folder but for the ending and case. With `lq`: images without a partner of the same name, and
-    partners whose sizes do not differ by the scale.
+    another file of their folder but for the ending and case. With `lq`: images without a partner, and partners whose
+    sizes do not differ by the scale.
 
     Raises:
         OptionError: A folder is missing or holds no image.
@@ -143,16 +143,15 @@ class _Seen(NamedTuple):
     kinds: tuple[str, ...] = ()
 
 
-class _Checker:
+class _Checker(NamedTuple):
     """What every process gets; the images from `num_gt` on are LQ."""
 
-    def __init__(self, images: Sequence[ImageFile], num_gt: int, request: CheckRequest) -> None:
-        self._images = images
-        self._num_gt = num_gt
-        self._request = request
+    images: Sequence[ImageFile]
+    num_gt: int
+    request: CheckRequest
 
     def check(self, number: int) -> _Seen:
-        image, data = self._images[number], b""
+        image, data = self.images[number], b""
         try:
             data = read_bytes(image)
             height, width, _ = decode(data, image.path).shape
@@ -160,11 +159,11 @@ class _Checker:
             return _Seen(_what_it_is(data))
         except BadImageError as error:
             return _Seen(str(error).removeprefix(f"{image.path}: "))
-        reason = self._why_unfit(image, height, width, number < self._num_gt)
+        reason = self._why_unfit(image, height, width, number < self.num_gt)
         return _Seen(reason, (height, width), tuple(kinds_of_file(BytesIO(data))))
 
     def _why_unfit(self, image: ImageFile, height: int, width: int, is_gt: bool) -> str:
-        request, size = self._request, f"is {width}x{height}"
+        request, size = self.request, f"is {width}x{height}"
         if image.lmdb and sorted((height, width)) != sorted((image.height, image.width)):
             return f"{size}, but was listed as {image.width}x{image.height}"
         if not is_gt:  # its size is compared with that of the GT image
@@ -177,7 +176,6 @@ class _Checker:
 
 
 def _what_it_is(data: bytes) -> str:
-    """Describe what cannot be decoded."""
     if not data:
         return "is empty (0 bytes)"
     try:
@@ -213,7 +211,6 @@ def _equal_names(images: Sequence[ImageFile]) -> Iterator[Fault]:
 def _unpaired(
     gt: Sequence[ImageFile], lq: Sequence[ImageFile], sizes: dict[str, tuple[int, int] | None], request: CheckRequest
 ) -> Iterator[Fault]:
-    """Find the images that have no partner, or one of another size."""
     scale, partners = request.scale, {image.name: image for image in lq}
     assert scale is not None
     for image in gt:

@@ -74,7 +74,7 @@ def find_images(
         bad: If given, files whose header cannot be read are left out, and what is wrong with them is added to it.
 
     Raises:
-        OptionError: A root is missing, is of the wrong kind, or holds no image.
+        OptionError: A root is missing, is of the wrong kind, or holds no image; `demo` is not installed.
         BadImageError: A file's header cannot be read.
     """
     if backend == "lmdb":
@@ -98,11 +98,7 @@ def find_images(
 
 
 def demo_photographs(phase: str, where: str) -> list[Path]:
-    """Return the colour photographs of a split, sorted by name: 7 in phase `train`, 2 in `val` and `test`.
-
-    Raises:
-        OptionError: scikit-image is not installed, or its files were left out.
-    """
+    """Return the colour photographs of a split, sorted by name: 7 in phase `train`, 2 in `val` and `test`."""
     try:
         folder = Path(str(importlib.resources.files("skimage"))) / "data"
     except ModuleNotFoundError as error:
@@ -115,11 +111,7 @@ def demo_photographs(phase: str, where: str) -> list[Path]:
 
 
 def files_in_folder(root: str, where: str) -> list[ImageFile]:
-    """List the images below a folder as `find_images` does, but open none: their sizes are 0.
-
-    Raises:
-        OptionError: The folder is missing, is an LMDB, or holds no image.
-    """
+    """List the images below a folder as `find_images` does, but open none: their sizes are 0."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise OptionError(f"{where}: '{root}' is missing or no folder, expected a folder of images or '{DEMO}'")
@@ -163,11 +155,7 @@ def _size_or_error(file: ImageFile) -> tuple[int, int] | BadImageError:
 
 
 def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
-    """List the images of an LMDB as `find_images` does.
-
-    Raises:
-        OptionError: It is missing, is no LMDB of BasicSR's tool, or holds no image.
-    """
+    """List the images of an LMDB as `find_images` does."""
     folder = Path(root).expanduser()
     if folder.suffix != LMDB_ENDING or not folder.is_dir():
         raise OptionError(f"{where}: '{root}' is missing or no LMDB, expected a folder ending in {LMDB_ENDING}")

@@ -43,9 +43,7 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
     `lq_path` (no file: a name that no other item has) and `gt_path`. A `protocol` gives an item for every image and
     setting, a `degradation` block, drawn once for every image, one for every image.
 
-    All images are contiguous float32 RGB in [0, 1]. Files of 8 or 16 bits a channel are read in full precision (over
-    255 or 65535), those of other depths refused. Greyscale gives three equal channels, alpha is dropped (colours under
-    transparency stay as stored), and the EXIF orientation is applied.
+    All images are contiguous float32 RGB in [0, 1], read in full precision as `decode` says.
 
     Random draws are a function of `seed`, the epoch and the place in it, whatever the number of workers; those of whole
     images are a function of `seed`, the image's name and the setting's. Epoch and place come with a `PositionedIndex`,

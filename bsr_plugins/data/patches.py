@@ -50,7 +50,7 @@ class TrainPatches:
         options, image = self._options, self.images[index]
         pixels = read_image(image)
         generator = generator_at(options.seed, "patches", epoch, position)
-        views = torch.stack([self._view(pixels, generator) for _ in range(options.num_views or 1)])
+        views = patches(pixels, options.gt_size, options.num_views or 1, options.use_hflip, options.use_rot, generator)
         if self._degradation is None:
             return {"gt": views, "gt_path": image.path}
         params = self._degradation.sample(1, generator_at(options.seed, "degradation", epoch, position))
@@ -63,11 +63,6 @@ class TrainPatches:
             "lq_path": f"{self._names[index]}.png",
             "gt_path": image.path,
         }
-
-    def _view(self, pixels: Pixels, generator: torch.Generator) -> Tensor:
-        options = self._options
-        patch = random_crop(pixels, options.gt_size, generator)
-        return to_tensor(random_flip(patch, options.use_hflip, options.use_rot, generator))
 
 
 def _log_left_out(where: str, complaints: list[str], count: int) -> None:
@@ -112,14 +107,20 @@ def draw_calibration_patches(images: Sequence[ImageFile], options: PatchOptions)
         generator = generator_at(options.seed, "calibration", number)
         return to_tensor(random_crop(read_image(images[index]), size, generator))
 
-    patches = []
+    cut = []
     for number in range(options.calibration_images):
         index = number * len(images) // options.calibration_images
         if replacement is None:
-            patches.append(patch(number, index))
+            cut.append(patch(number, index))
         else:
-            patches.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
-    return torch.stack(patches)
+            cut.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
+    return torch.stack(cut)
+
+
+def patches(pixels: Pixels, size: int, count: int, hflip: bool, rot: bool, generator: torch.Generator) -> Tensor:
+    """Cut patches (count, 3, size, size) in [0, 1] out of an image; see `random_crop` and `random_flip`."""
+    crops = [random_flip(random_crop(pixels, size, generator), hflip, rot, generator) for _ in range(count)]
+    return torch.stack([to_tensor(crop) for crop in crops])
 
 
 def random_crop(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:

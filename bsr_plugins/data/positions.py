@@ -57,46 +57,36 @@ class RunSampler(Sampler[PositionedIndex]):
         self._places = math.ceil(num_samples * ratio)
         self._epoch = 0
         self._first_batch = 0
-        self._round = 0  # which of the iterators still has to go on
-        self._stopped = False
+        self._underway: object | None = object()  # of the iterators that still have to go on
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of whole batches in an epoch."""
         return self._places // (self._batch_size * self._world_size)
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, and the batch in it, that the next iterator begins with.
-
-        Raises:
-            ValueError: There is no such batch in an epoch.
-        """
+        """Choose the epoch and the batch in it, both from 0, that the next iterator begins with."""
         if epoch < 0 or not 0 <= first_batch <= self.batches_per_epoch:
             raise ValueError(f"epoch {epoch}, batch {first_batch}: expected a batch up to {self.batches_per_epoch}")
         self._epoch, self._first_batch = epoch, first_batch
-        self._round += 1
-        self._stopped = False
+        self._underway = object()
 
     def stop(self) -> None:
         """End the iterators that are underway; those to come are empty until the position is set."""
-        self._round += 1
-        self._stopped = True
+        self._underway = None
 
     def __len__(self) -> int:
         return (self.batches_per_epoch - self._first_batch) * self._batch_size
 
     def __iter__(self) -> Iterator[PositionedIndex]:
-        if self._stopped:
-            return iter(())
         # The position is taken now, not when the first index is asked for.
-        return self._indices(self._epoch, self._first_batch, self._round)
+        return self._indices(self._epoch, self._first_batch, self._underway)
 
-    def _indices(self, epoch: int, first_batch: int, number: int) -> Iterator[PositionedIndex]:
+    def _indices(self, epoch: int, first_batch: int, underway: object | None) -> Iterator[PositionedIndex]:
         first, last = (batch * self._batch_size for batch in (first_batch, self.batches_per_epoch))
         positions = range(self._rank + self._world_size * first, self._world_size * last, self._world_size)
         order = torch.randperm(self._places, generator=generator_at(self._seed, "order", epoch))
         mine = order[positions.start : positions.stop : positions.step]
         for position, place in zip(positions, mine.tolist(), strict=True):
-            if self._round != number:
+            if underway is None or self._underway is not underway:
                 return
             yield PositionedIndex(place % self._images, epoch, position)

@@ -29,7 +29,12 @@ class WholeImages:
         if options.protocol is None:
             self._degradation = options.build_degradation()
         else:
-            self._settings = [*_chosen_settings(options, options.protocol)]
+            settings = {setting.name: setting for setting in protocol_settings(options.protocol, options.scale)}
+            chosen = settings if options.settings is None else options.settings
+            for name in chosen:
+                if name not in settings:
+                    raise unknown_name(options.where("settings"), name, settings)
+            self._settings = [setting for name, setting in settings.items() if name in chosen]
             self._degradation = protocol_degradation(options.protocol, options.scale)
         if self._degradation.needs_calibration:
             raise OptionError(
@@ -38,7 +43,14 @@ class WholeImages:
             )
         self.images = options.find_images()
         self.names = distinct_names(self.images)
-        self._check_sizes()
+        smallest = max(self._degradation.smallest_side(setting and setting.params) for setting in self._settings)
+        for image in self.images:
+            side = min(image.height, image.width)
+            if side - side % options.scale < smallest:
+                raise BadImageError(
+                    f"{image.path}: is {image.width}x{image.height}, expected both sides at least {smallest} for the "
+                    "degradation's kernels, once cropped to multiples of the scale"
+                )
 
     @property
     def settings(self) -> list[Setting]:
@@ -68,24 +80,3 @@ class WholeImages:
         if self._degradation.kernel_size is not None:
             item["kernel"] = self._degradation.kernels(params)[0]
         return item | {"lq_path": f"{self.names[number]}{suffix}.png", "gt_path": image.path}
-
-    def _check_sizes(self) -> None:
-        smallest = max(self._degradation.smallest_side(setting and setting.params) for setting in self._settings)
-        for image in self.images:
-            side = min(image.height, image.width)
-            if side - side % self._options.scale < smallest:
-                raise BadImageError(
-                    f"{image.path}: is {image.width}x{image.height}, expected both sides at least {smallest} for the "
-                    "degradation's kernels, once cropped to multiples of the scale"
-                )
-
-
-def _chosen_settings(options: WholeImageOptions, protocol: str) -> list[Setting]:
-    settings = protocol_settings(protocol, options.scale)
-    if options.settings is None:
-        return settings
-    names = [setting.name for setting in settings]
-    for name in options.settings:
-        if name not in names:
-            raise unknown_name(options.where("settings"), name, names)
-    return [setting for setting in settings if setting.name in options.settings]
