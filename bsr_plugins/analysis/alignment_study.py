@@ -74,11 +74,6 @@ class Study:
     align_weight: float = 1.0
     device: str = "cpu"
 
-    @property
-    def smallest_side(self) -> int:
-        """The shortest side that a photograph may have."""
-        return self.gt_size
-
 
 class Figures(NamedTuple):
     """What is measured of a network on photographs held out.
@@ -110,8 +105,7 @@ def run_variant(
     model = build_model(variant, study, seed)
     tests = degraded_pairs(held_out, model.device)
     before = measure(model.net_g, tests)
-    batches = patch_batches(images, study.iters, study.batch_size, study.gt_size, 1, seed)
-    for iteration, gt in enumerate(batches, start=1):
+    for iteration, gt in enumerate(patch_batches(images, study.iters, study.batch_size, study.gt_size, 1, seed), 1):
         model.update_learning_rate(iteration)
         model.feed_data({"gt": gt})
         model.optimize_parameters(iteration)
@@ -163,8 +157,7 @@ def degraded_pairs(held_out: Sequence[Pixels], device: torch.device) -> dict[str
     """Degrade the middle of photographs, RGB (H, W, 3), by every setting of the protocol.
 
     Returns:
-        By the names of the settings, for every photograph its LR (1, 3, h, w), on the device, and its HR image (1, 3,
-        H, W).
+        By the settings' names, of every photograph LR (1, 3, h, w), on the device, and HR (1, 3, H, W).
     """
     degradation = protocol_degradation(PROTOCOL, _SCALE)
     hr = [to_tensor(_middle(pixels))[None, None] for pixels in held_out]
@@ -195,7 +188,8 @@ def measure(network: nn.Module, tests: Mapping[str, Sequence[tuple[Tensor, Tenso
             with tap(network) as heard:
                 output = network(lq)
             levels.append(float(calculate_psnr(tensor2img(output), tensor2img(gt), crop_border=_CROP)))
-            of_images.append(_mean_and_covariance(heard.features[0]))
+            vectors = heard.features[0].flatten(1).double()
+            of_images.append((vectors.mean(dim=1), torch.cov(vectors, correction=0)))
         psnr[name], statistics[name] = sum(levels) / len(levels), of_images
     network.train()
     clean, *degraded = statistics.values()
@@ -203,13 +197,7 @@ def measure(network: nn.Module, tests: Mapping[str, Sequence[tuple[Tensor, Tenso
     return Figures(psnr, *rows.mean(dim=0).tolist())
 
 
-def _mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return μ (C,) and Σ (C, C) of features (C, H, W) over their positions, in float64."""
-    vectors = features.flatten(1).double()
-    return vectors.mean(dim=1), torch.cov(vectors, correction=0)
-
-
 def _distances(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the last four of `Figures`, for two images."""
+    """Return the last four of `Figures`, for the statistics of two images."""
     absolute = torch.stack([(a - b).square().sum() for a, b in zip(one, other, strict=True)])
     return torch.cat([absolute, absolute / torch.stack([a.square().sum() for a in one])])

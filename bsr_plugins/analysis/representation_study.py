@@ -42,8 +42,10 @@ WIDTHS = (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
 SIGMA = (0.2, 4.0)
 """Kernel widths of the training, those of ×4."""
 
+REDUCTION = 2
+"""Of the sides of the photographs."""
+
 _SCALE = 2
-_REDUCTION = 2  # of the photographs
 _PRELU_SLOPE = 0.25
 _LAST_LR = 0.01  # of the first
 _LAST = 100  # steps over which the loss of the training is averaged
@@ -94,11 +96,6 @@ class Study:
     energy_weight: float = 0.001
     seed: int = 0
     device: str = "cpu"
-
-    @property
-    def smallest_side(self) -> int:
-        """The shortest side that a photograph may have."""
-        return _REDUCTION * self.gt_size
 
 
 class Figures(NamedTuple):
@@ -158,8 +155,11 @@ def run_variant(
     if variant.redegradation:
         start_degrader(model.training_networks["degrader"])
     reduced, reduced_held_out = ([_reduced(pixels) for pixels in those] for those in (images, held_out))
-    pairs = _held_out_pairs(reduced_held_out, study)
-    before = _measure(model, variant, pairs, float("nan"), study.seed)
+    side = min(min(pixels.shape[:2]) for pixels in reduced_held_out)
+    generator = generator_at(study.seed, "held out")
+    cut = [patches(pixels, side - side % _SCALE, 2, False, False, generator) for pixels in reduced_held_out]
+    pairs = torch.stack(cut).to(model.device)
+    before = _measure(model, variant, pairs, study.seed)
     losses = []
     batches = patch_batches(reduced, study.iters, study.batch_size, study.gt_size, 2, study.seed)
     for iteration, gt in enumerate(batches, start=1):
@@ -168,11 +168,12 @@ def run_variant(
         model.optimize_parameters(iteration)
         losses.append(float(model.log_dict.get("l_redegradation", float("nan"))))
     last = losses[-_LAST:]
-    return before, _measure(model, variant, pairs, sum(last) / len(last), study.seed)
+    after = _measure(model, variant, pairs, study.seed)
+    return before, after._replace(training_redegradation=sum(last) / len(last))
 
 
 def _reduced(pixels: Pixels) -> Pixels:
-    height, width = (side // _REDUCTION for side in pixels.shape[:2])
+    height, width = (side // REDUCTION for side in pixels.shape[:2])
     reduced: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return reduced
 
@@ -217,23 +218,14 @@ def _options(variant: Variant, study: Study) -> dict[str, Any]:
         options["network_degrader"] = {"type": "ReDSRDegrader", "num_feat": width, "scale": _SCALE}
         options["train"]["redegradation_opt"] = {"type": "L1Loss"}
     if variant.energy_distance:
-        energy = {"type": "EnergyDistanceLoss", "loss_weight": study.energy_weight}
-        options["train"]["representation_opt"] = energy
+        options["train"]["representation_opt"] = {"type": "EnergyDistanceLoss", "loss_weight": study.energy_weight}
     return options
 
 
-def _held_out_pairs(images: Sequence[Pixels], study: Study) -> Tensor:
-    """Cut two patches (N, 2, 3, P, P) out of every image, as large as the smallest image allows."""
-    side = min(min(pixels.shape[:2]) for pixels in images)
-    generator = generator_at(study.seed, "held out")
-    return torch.stack([patches(pixels, side - side % _SCALE, 2, False, False, generator) for pixels in images])
-
-
 @torch.no_grad()
-def _measure(
-    model: ReDSRModel, variant: Variant, held_out: Tensor, training_redegradation: float, seed: int
-) -> Figures:
-    degradation, gt = model.degradation, held_out.to(model.device)
+def _measure(model: ReDSRModel, variant: Variant, gt: Tensor, seed: int) -> Figures:
+    """Measure on pairs of patches (N, 2, 3, P, P)."""
+    degradation = model.degradation
     assert isinstance(degradation, ClassicalDegradation)
     model.net_g.eval()
     of_widths = [
@@ -252,4 +244,4 @@ def _measure(
     energy = EnergyDistanceLoss(loss_weight=1.0)(drawn, generator_at(seed, "held out energy"))
     separation = float(silhouette_score(points, labels)), float(calinski_harabasz_score(points, labels))
     spread = float(drawn.mean()), float(drawn.std(dim=0, correction=0).mean())
-    return Figures(training_redegradation, redegradation, *separation, *spread, float(energy))
+    return Figures(float("nan"), redegradation, *separation, *spread, float(energy))

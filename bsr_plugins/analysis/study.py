@@ -20,7 +20,7 @@ from bsr_plugins.errors import BadImageError, OptionError
 from bsr_plugins.seeding import generator_at
 
 _HELD_OUT = 5  # of so many images one is held out
-_LEAST_HELD_OUT = 2
+_LEAST = 6  # of which two are held out
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -52,9 +52,8 @@ def split_photographs(root: str, smallest_side: int) -> tuple[list[ImageFile], l
     found = find_photographs(root, "train", "--dataroot", smallest_side)
     if root == DEMO:
         return found, find_photographs(root, "val", "--dataroot", smallest_side)
-    least = _HELD_OUT * (_LEAST_HELD_OUT - 1) + 1
-    if len(found) < least:
-        raise OptionError(f"--dataroot: '{root}' holds {len(found)} images, expected at least {least}")
+    if len(found) < _LEAST:
+        raise OptionError(f"--dataroot: '{root}' holds {len(found)} images, expected at least {_LEAST}")
     return [image for image in found if image not in found[::_HELD_OUT]], found[::_HELD_OUT]
 
 
@@ -70,22 +69,14 @@ def patch_batches(
 
 def study_options(study: Any, scale: int, seed: int, last_lr: float) -> dict[str, Any]:
     """Return options of a training run of a `Study` in one process, without folders; the study adds its blocks."""
-    return {
-        "num_gpu": 0 if study.device == "cpu" else 1,
-        "is_train": True,
-        "dist": False,
-        "rank": 0,
-        "world_size": 1,
-        "scale": scale,
-        "manual_seed": seed,
-        "path": {},
-        "train": {
-            "total_iter": study.iters,
-            "optim_g": {"type": "Adam", "lr": study.lr, "betas": [0.9, 0.999]},
-            "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [study.iters], "eta_min": last_lr},
-            "pixel_opt": {"type": "L1Loss"},
-        },
+    process = {"num_gpu": 0 if study.device == "cpu" else 1, "dist": False, "rank": 0, "world_size": 1}
+    train = {
+        "total_iter": study.iters,
+        "optim_g": {"type": "Adam", "lr": study.lr, "betas": [0.9, 0.999]},
+        "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [study.iters], "eta_min": last_lr},
+        "pixel_opt": {"type": "L1Loss"},
     }
+    return {**process, "is_train": True, "path": {}, "scale": scale, "manual_seed": seed, "train": train}
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -100,7 +91,7 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def usable_device(text: str) -> str:
-    """Read an argument that names a device."""
+    """Read an argument that names a device, `cpu` or `cuda`."""
     if text == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("there is no CUDA device here, expected cpu")
     return text
@@ -118,24 +109,16 @@ def study_parser(doc: str | None, study: Any, least_batch_size: int = 1) -> argp
 
 
 def run_side_by_side(
-    run: Callable[[Job, Sequence[Pixels], Sequence[Pixels]], Result],
-    jobs: Sequence[Job],
-    photographs: tuple[Sequence[ImageFile], Sequence[ImageFile]],
-    processes: int,
+    run: Callable[..., Result], jobs: Sequence[Job], photographs: Sequence[Sequence[ImageFile]], processes: int
 ) -> dict[Job, Result]:
-    """Make the runs of a study, each of a job, so many at a time in processes of one thread, with a progress bar.
+    """Make the runs of a study, so many at a time in processes of one thread, with a progress bar.
 
-    `run` gets the job, the pixels to train on, and those held out; it is pickled.
+    `run`, which is pickled, gets a job, the pixels to train on, and those held out.
     """
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         results = tqdm(pool.map(partial(_run, run, photographs), jobs), total=len(jobs), unit="run")
         return dict(zip(jobs, results, strict=True))
 
 
-def _run(
-    run: Callable[[Job, Sequence[Pixels], Sequence[Pixels]], Result],
-    photographs: tuple[Sequence[ImageFile], Sequence[ImageFile]],
-    job: Job,
-) -> Result:
-    train, held_out = ([read_image(image) for image in images] for images in photographs)
-    return run(job, train, held_out)
+def _run(run: Callable[..., Result], photographs: Sequence[Sequence[ImageFile]], job: Any) -> Result:
+    return run(job, *([read_image(image) for image in images] for images in photographs))

@@ -71,7 +71,7 @@ class Report:
         count: The number of images.
         faults: Bad files, and what is wrong with each; a file may have several faults.
         kinds: How many whole images are greyscale, have alpha, or more than 8 bits a channel.
-        sizes: How many whole images there are of each size (height, width), as decoded.
+        sizes: How many whole images there are of each size (height, width).
         others: Files with endings of no image, which were not checked.
     """
 
@@ -122,7 +122,11 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
         results: list[_Seen] = run(_Checker.check, "checking")
     faults = [Fault(image.path, seen.reason) for image, seen in zip(images, results, strict=True) if seen.reason]
     for one in sets:
-        faults += _equal_names(one)
+        first: dict[str, str] = {}
+        for image in one:
+            same = first.setdefault(image.name.casefold(), image.path)
+            if same != image.path:
+                faults.append(Fault(image.path, f"has the same name as {same}"))
     if request.lq is not None:
         sizes = {image.path: seen.size for image, seen in zip(images, results, strict=True)}
         faults += _unpaired(sets[0], sets[1], sizes, request)
@@ -194,18 +198,8 @@ def _list_images(root: str) -> list[ImageFile]:
 
 
 def _other_files(root: str) -> list[str]:
-    if Path(root).suffix == LMDB_ENDING:
-        return []
-    files = files_below(Path(root).expanduser())
+    files = [] if Path(root).suffix == LMDB_ENDING else files_below(Path(root).expanduser())
     return sorted(str(file) for file in files if file.suffix.lower() not in ENDINGS)
-
-
-def _equal_names(images: Sequence[ImageFile]) -> Iterator[Fault]:
-    first: dict[str, str] = {}
-    for image in images:
-        same = first.setdefault(image.name.casefold(), image.path)
-        if same != image.path:
-            yield Fault(image.path, f"has the same name as {same}")
 
 
 def _unpaired(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import os
 import re
 import threading
@@ -36,7 +37,7 @@ BACKENDS = ("disk", "lmdb")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LMDB_ENDING = ".lmdb"
 
-_META_LINE = re.compile(r"(?P<key>.+)\.\w+ \((?P<height>\d+), ?(?P<width>\d+), ?\d+\) \d+")
+_META_LINE = re.compile(r"(.+)\.\w+ \((\d+), ?(\d+), ?\d+\) \d+")
 
 
 class ImageFile(NamedTuple):
@@ -62,14 +63,14 @@ def find_images(
 ) -> list[ImageFile]:
     """List the images of all roots: the roots in their order, the images of each sorted by name.
 
-    On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
-    with a dot is ignored. The root `demo` stands for scikit-image's photographs (a folder of that name is
+    On disk sub-folders are searched (links are followed), known endings count in either case, and what begins with a
+    dot is ignored. The root `demo` stands for scikit-image's photographs of a phase (a folder of that name is
     `./demo`). An LMDB is what BasicSR's tool makes; its keys and sizes come from `meta_info.txt`.
 
     Args:
         roots: Folders, or `demo`; with the backend `lmdb`, folders that end in `.lmdb`.
         backend: `disk` or `lmdb`.
-        phase: Chooses the split of the demo photographs.
+        phase: `train`, `val` or `test`.
         where: The option that names the roots, for messages.
         bad: If given, files whose header cannot be read are left out, and what is wrong with them is added to it.
 
@@ -167,8 +168,8 @@ def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
         match = _META_LINE.fullmatch(line)
         if match is None:
             raise OptionError(f"{where}: '{folder / 'meta_info.txt'}' says {line!r}, expected 'KEY.png (H,W,C) LEVEL'")
-        key = match["key"]
-        images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(match["height"]), int(match["width"])))
+        key, height, width = match.groups()
+        images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(height), int(width)))
     if not images:
         raise OptionError(f"{where}: '{root}' holds no image, expected lines in its meta_info.txt")
     return sorted(images, key=lambda image: image.key)
@@ -179,17 +180,14 @@ def distinct_names(images: Iterable[ImageFile]) -> list[str]:
 
     Names that differ in case alone count as the same, because some file systems say so.
     """
-    taken: set[str] = set()
-    names = []
+    taken: dict[str, str] = {}
     for image in images:
-        flat = image.name.replace(os.sep, "_").replace("/", "_")
-        name, count = flat, 1
+        name = flat = image.name.replace(os.sep, "_").replace("/", "_")
+        numbers = itertools.count(2)
         while name.casefold() in taken:
-            count += 1
-            name = f"{flat}-{count}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+            name = f"{flat}-{next(numbers)}"
+        taken[name.casefold()] = name
+    return list(taken.values())
 
 
 def read_image(image: ImageFile) -> Pixels:

@@ -35,9 +35,8 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
     - `degrade_on: device`: the model degrades. An item is `gt` (V, 3, gt_size, gt_size) and `gt_path`; the V =
       `num_views` views are patches of one image, each cropped, flipped and turned by itself.
     - `on_bad_image` decides about files that are no whole image, or too small. `error` names the file and ends the run.
-      `skip` leaves out at the start what is bad by its header, and logs it. What proves bad later is logged by the
-      process that reads it, and another image, a function of `seed`, epoch and place, is taken. Items then have the key
-      `skipped`: the bad files, one a line. It is still an error if all images are bad.
+      `skip` leaves out at the start what is bad by its header, and logs it; for what proves bad later see
+      `Replacement`. Items then have the key `skipped`: the bad files, one a line.
 
     Phases `val` and `test` give whole images, the same ones every time: `lq` (3, H / scale, W / scale), `gt` (3, H, W),
     `lq_path` (no file: a name that no other item has) and `gt_path`. A `protocol` gives an item for every image and

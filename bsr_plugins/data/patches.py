@@ -76,13 +76,10 @@ def _log_left_out(where: str, complaints: list[str], count: int) -> None:
 
 
 def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
-    """Cut the patches that the degradation of a `PairedDegradationDataset`'s block of phase train is calibrated on.
-
-    Returns:
-        Patches as `draw_calibration_patches` gives them.
+    """Cut what the degradation of a `PairedDegradationDataset`'s block is calibrated on: `draw_calibration_patches`.
 
     Raises:
-        OptionError: The block cannot be used, or is for another phase.
+        OptionError: The block cannot be used, or is not for phase train.
         BadImageError: An image cannot be read or is smaller than `gt_size`.
     """
     options = read_options(dataset_opt)

@@ -90,12 +90,9 @@ class PositionedDataset(Dataset[Any]):
                     _read(self.dataset, file)
         return item
 
-    def _names(self, index: int) -> list[str]:
-        return [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
-
-    def _bad_files(self, index: int, error: BSRError) -> str:
+    def _bad_files(self, index: int, error: Exception) -> str:
         """Name the file that an error is about, or all files of the item."""
-        names = self._names(index)
+        names = [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
         return next((name for name in names if str(error).startswith(f"{name}: ")), " and ".join(names))
 
     def _why_bad(self, index: int, error: Exception) -> BSRError | None:
@@ -108,7 +105,7 @@ class PositionedDataset(Dataset[Any]):
                     decode(data, file.name)
             except BadImageError as bad:
                 return bad
-        names = " and ".join(self._names(index))
+        names = self._bad_files(index, error)
         if isinstance(error, lmdb.Error):
             return BSRError(f"{names}: cannot be read ({described(error)})")
         # OpenCV returns None in the place of an image that it cannot decode.
@@ -142,8 +139,12 @@ def item_files(dataset: Any, index: int) -> list[ItemFile]:
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list | tuple) or not 0 <= index < len(paths):
         return []
-    folders = _lmdb_folders(dataset)
-    named = paths[index]
+    named, folders = paths[index], dict[str, str]()
+    backend = getattr(dataset, "io_backend_opt", None)
+    if isinstance(backend, Mapping) and "db_paths" in backend:
+        storages = (backend.get("client_keys", "default"), backend["db_paths"])
+        clients, places = (value if isinstance(value, list | tuple) else [value] for value in storages)
+        folders = dict(zip(clients, map(str, places), strict=False))
     if not isinstance(named, Mapping):
         named = {f"{next(iter(folders), 'gt')}_path": named}
     files = []
@@ -156,16 +157,6 @@ def item_files(dataset: Any, index: int) -> list[ItemFile]:
         else:
             files.append(ItemFile(str(path), str(path), Path(path), client))
     return files
-
-
-def _lmdb_folders(dataset: Any) -> dict[str, str]:
-    """Return the LMDB folder of every storage of a dataset, by its name; none for one that reads from disk."""
-    backend = getattr(dataset, "io_backend_opt", None)
-    if not isinstance(backend, Mapping) or "db_paths" not in backend:
-        return {}
-    named = (backend["db_paths"], backend.get("client_keys", "default"))
-    folders, clients = (value if isinstance(value, list | tuple) else [value] for value in named)
-    return dict(zip(clients, map(str, folders), strict=False))
 
 
 def _read(dataset: Any, file: ItemFile) -> bytes | None:

@@ -14,8 +14,7 @@ from bsr_plugins.seeding import generator_at
 class PositionedIndex(int):
     """The index of a sample, with the epoch and the place in it at which the training loader asks for it.
 
-    In every other way it is the plain index, and arithmetic on it gives plain integers. A dataset that draws its random
-    numbers from `epoch` and `position` draws the same ones for any number of workers, and others in the next epoch.
+    In every other way it is the plain index, and arithmetic on it gives plain integers.
 
     Attributes:
         epoch: The epoch, from 0.

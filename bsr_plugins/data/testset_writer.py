@@ -42,8 +42,6 @@ class SetRequest:
     Attributes:
         roots: Folders of HR images, searched with their sub-folders, or `demo`.
         out: Folder to write: a new or empty one, or one that the same request has begun.
-        protocol: A protocol's name.
-        scale: Downsampling factor.
         settings: Names of those settings of the protocol that are wanted; None for all.
         seed: Of the noise, at least 0.
     """
@@ -57,7 +55,7 @@ class SetRequest:
 
 
 class Count(NamedTuple):
-    """How many images were there whole, and how many were written."""
+    """How many images were there and whole, and how many were written."""
 
     kept: int
     written: int
@@ -108,7 +106,6 @@ class _Maker:
         self.items = WholeImages(read_block(WholeImageOptions, block))
 
     def inspect(self, number: int) -> dict[str, Any]:
-        """Read a source to its end and describe it."""
         image, scale = self.items.images[number], self.request.scale
         sides = read_image(image).shape[:2]
         return {
@@ -120,7 +117,6 @@ class _Maker:
         }
 
     def manifest(self, images: list[dict[str, Any]]) -> dict[str, Any]:
-        """Describe the set."""
         return {
             "format": _FORMAT,
             "version": bsr_plugins.__version__,
@@ -132,7 +128,6 @@ class _Maker:
         }
 
     def make(self, number: int) -> Count:
-        """Write the files of an image that are missing or not whole."""
         out, scale, file = self.request.out, self.request.scale, f"{self.items.names[number]}.png"
         pixels, settings = read_image(self.items.images[number]), self.items.settings
         height, width = (side - side % scale for side in pixels.shape[:2])

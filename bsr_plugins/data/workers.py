@@ -42,16 +42,12 @@ class WorkerProcesses:
     """
 
     def __init__(self, loader: object) -> None:
-        self._parent = None if multiprocessing.get_start_method() == "forkserver" else os.getpid()
-        self._ending = torch.zeros((), dtype=torch.bool).share_memory_()
+        parent = None if multiprocessing.get_start_method() == "forkserver" else os.getpid()
+        ending = torch.zeros((), dtype=torch.bool).share_memory_()
+        self.start = functools.partial(_start_worker, ending, parent)  # the loader's `worker_init_fn`
         # When this process ends, it has to be done before multiprocessing sends workers a SIGTERM and waits for them.
         # Not by atexit: the ranks of torch.multiprocessing.spawn, for one, pass by that.
-        self._end = multiprocessing.util.Finalize(loader, self._ending.fill_, args=(True,), exitpriority=_FIRST)
-
-    @property
-    def start(self) -> Callable[[int], None]:
-        """The `worker_init_fn` of the loader."""
-        return functools.partial(_start_worker, self._ending, self._parent)
+        self._end = multiprocessing.util.Finalize(loader, ending.fill_, args=(True,), exitpriority=_FIRST)
 
     def end(self) -> None:
         """Have them end very soon, whatever they are doing."""
