@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
-from bsr_plugins.data.image_files import ImageFile
 from bsr_plugins.data.patches import TrainPatches
 from bsr_plugins.data.positions import PositionedIndex
 from bsr_plugins.data.whole_images import WholeImages
@@ -49,6 +48,9 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
     which `bsr_plugins` makes BasicSR's sampler yield; for a plain index they are what `set_epoch` was last given and
     the index itself. No global random state is read or advanced.
 
+    Attributes:
+        images: The images, less those left out as bad.
+
     Raises:
         OptionError: The options cannot be used, or a folder is missing or empty.
         BadImageError: An image cannot be read, at the start or as an item, or its size will not do (with `skip`: none
@@ -59,18 +61,14 @@ class PairedDegradationDataset(Dataset[dict[str, Tensor | str]]):
         self.opt = opt
         options = read_options(opt)
         self._items = TrainPatches(options) if isinstance(options, PatchOptions) else WholeImages(options)
+        self.images = self._items.images
         # In shared memory, so that workers that are already running see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
-    def images(self) -> list[ImageFile]:
-        """The images, less those left out as bad."""
-        return self._items.images
-
-    @property
     def files(self) -> list[Path]:
         """The image files; none where they are in an LMDB."""
-        return [Path(image.path) for image in self._items.images if not image.lmdb]
+        return [Path(image.path) for image in self.images if not image.lmdb]
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the dataset and its running workers the epoch of the plain indices to come."""
