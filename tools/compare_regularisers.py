@@ -33,7 +33,7 @@ def compare() -> int:
     if not args.align_weight > 0:
         parser.error(f"argument --align-weight: {args.align_weight}, expected a number above 0")
     study = Study(iters=args.iters, batch_size=args.batch_size, align_weight=args.align_weight, device=args.device)
-    photographs = split_photographs(args.dataroot, study.smallest_side)
+    photographs = split_photographs(args.dataroot, study.gt_size)
     start = time.perf_counter()
     runs = list(product(VARIANTS, range(args.seeds)))
     _show(run_side_by_side(partial(_run, study), runs, photographs, args.processes), range(args.seeds))

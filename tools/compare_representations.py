@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from bsr_plugins.analysis.representation_study import VARIANTS, Figures, Study, run_variant
+from bsr_plugins.analysis.representation_study import REDUCTION, VARIANTS, Figures, Study, run_variant
 from bsr_plugins.analysis.study import at_least, run_side_by_side, split_photographs, study_parser
 from bsr_plugins.data.decode import Pixels
 from bsr_plugins.options.command_line import run_tool
@@ -32,7 +32,7 @@ def compare() -> int:
     study = Study(
         iters=args.iters, batch_size=args.batch_size, num_feat=args.num_feat, seed=args.seed, device=args.device
     )
-    photographs = split_photographs(args.dataroot, study.smallest_side)
+    photographs = split_photographs(args.dataroot, REDUCTION * study.gt_size)
     start = time.perf_counter()
     _show(run_side_by_side(partial(_run, study), list(VARIANTS), photographs, args.processes))
     print(f"\n{study} on {args.dataroot}, {args.processes} processes: {time.perf_counter() - start:.0f} s")

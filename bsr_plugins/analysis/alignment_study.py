@@ -37,12 +37,7 @@ _MEASURING_SEED = 0
 
 
 class Variant(NamedTuple):
-    """The regulariser of a run.
-
-    Attributes:
-        statistics: Those that alignment aligns, `spatial` or `pooled`; None for no alignment.
-        dropout: Share of the channels that are dropped before the last convolution.
-    """
+    """The regulariser of a run: `statistics` that alignment aligns, or a share of channels that dropout drops."""
 
     statistics: str | None = None
     dropout: float = 0.0
@@ -68,8 +63,6 @@ class Study:
         num_feat: Channels of the SRResNet.
         num_block: Its residual blocks.
         lr: Learning rate of Adam; it falls by a cosine.
-        align_weight: Weight of the alignment.
-        device: Where to train, `cpu` or `cuda`.
     """
 
     iters: int = 1200
@@ -80,11 +73,6 @@ class Study:
     lr: float = 5e-4
     align_weight: float = 1.0
     device: str = "cpu"
-
-    @property
-    def smallest_side(self) -> int:
-        """The shortest side that a photograph may have."""
-        return self.gt_size
 
 
 class Figures(NamedTuple):
@@ -109,23 +97,15 @@ class Figures(NamedTuple):
 def run_variant(
     variant: Variant, study: Study, seed: int, images: Sequence[Pixels], held_out: Sequence[Pixels]
 ) -> tuple[Figures, Figures]:
-    """Train a network from scratch and measure it, before and after.
+    """Train a network from scratch and measure it on photographs held out, before and after.
 
-    Args:
-        variant: The regulariser.
-        study: The size of the run.
-        seed: Decides weights, patches and degradations, alike for all variants.
-        images: Photographs to train on, RGB as the dataset reads them, (H, W, 3), sides at least `gt_size`.
-        held_out: Photographs to measure on, as large.
-
-    Returns:
-        What is measured before the training and after it.
+    The seed decides weights, patches and degradations, alike for all variants. Photographs are RGB as the dataset reads
+    them, (H, W, 3), with sides of at least `gt_size`.
     """
     model = build_model(variant, study, seed)
     tests = degraded_pairs(held_out, model.device)
     before = measure(model.net_g, tests)
-    batches = patch_batches(images, study.iters, study.batch_size, study.gt_size, 1, seed)
-    for iteration, gt in enumerate(batches, start=1):
+    for iteration, gt in enumerate(patch_batches(images, study.iters, study.batch_size, study.gt_size, 1, seed), 1):
         model.update_learning_rate(iteration)
         model.feed_data({"gt": gt})
         model.optimize_parameters(iteration)
@@ -137,11 +117,7 @@ def build_model(
 ) -> SimpleAlignModel:
     """Build the training model of a run, with weights that the seed decides.
 
-    Args:
-        variant: The regulariser.
-        study: The size of the run.
-        seed: Decides the weights.
-        network: Block of another network in the place of the study's, started as its arch does it.
+    A block of another network may take the place of the study's; it is then started as its arch does it.
     """
     get_root_logger(log_level=logging.WARNING)  # the first call decides; a model prints all its layers
     options = _options(variant, study, seed)
@@ -165,53 +141,33 @@ def _start(network: nn.Module) -> None:
 
 
 def _options(variant: Variant, study: Study, seed: int) -> dict[str, Any]:
-    train: dict[str, Any] = {
-        "total_iter": study.iters,
-        "optim_g": {"type": "Adam", "lr": study.lr, "betas": [0.9, 0.999]},
-        "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [study.iters], "eta_min": _LAST_LR},
-        "pixel_opt": {"type": "L1Loss"},
-    }
+    options = study_options(study, _SCALE, seed, _LAST_LR)
     if variant.statistics is not None:
-        train["align_opt"] = {
-            "type": "AlignmentLoss",
-            "statistics": variant.statistics,
-            "loss_weight": study.align_weight,
-        }
+        alignment = {"statistics": variant.statistics, "loss_weight": study.align_weight}
+        options["train"]["align_opt"] = {"type": "AlignmentLoss", **alignment}
     if variant.dropout > 0:
-        train["dropout"] = {"p": variant.dropout}
+        options["train"]["dropout"] = {"p": variant.dropout}
     network = {"type": "MSRResNet", "num_feat": study.num_feat, "num_block": study.num_block, "upscale": _SCALE}
     dataset = {"degrade_on": "device", "gt_size": study.gt_size, "batch_size_per_gpu": study.batch_size}
-    return study_options(study.device, _SCALE, seed) | {
-        "degradation": {"type": "SecondOrderDegradation"},
-        "datasets": {"train": dataset},
-        "network_g": network,
-        "train": train,
-    }
+    degradation = {"type": "SecondOrderDegradation"}
+    return options | {"degradation": degradation, "datasets": {"train": dataset}, "network_g": network}
 
 
 def degraded_pairs(held_out: Sequence[Pixels], device: torch.device) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Degrade the middle of photographs by every setting of the protocol.
-
-    Args:
-        held_out: Photographs, RGB, (H, W, 3).
-        device: Where the LR images go.
+    """Degrade the middle of photographs, RGB (H, W, 3), by every setting of the protocol.
 
     Returns:
-        By the names of the settings, for every photograph its LR (1, 3, h, w) and its HR image (1, 3, H, W).
+        By the settings' names, of every photograph LR (1, 3, h, w), on the device, and HR (1, 3, H, W).
     """
     degradation = protocol_degradation(PROTOCOL, _SCALE)
     hr = [to_tensor(_middle(pixels))[None, None] for pixels in held_out]
-    return {
-        setting.name: [
-            (degradation(gt, with_noise_seed(setting.params, _noise_seed(number, setting.name)))[0].to(device), gt[0])
-            for number, gt in enumerate(hr)
-        ]
-        for setting in protocol_settings(PROTOCOL, _SCALE)
-    }
-
-
-def _noise_seed(number: int, name: str) -> int:
-    return derive_seed(_MEASURING_SEED, "held out", number, name)
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for setting in protocol_settings(PROTOCOL, _SCALE):
+        pairs[setting.name] = []
+        for number, gt in enumerate(hr):
+            params = with_noise_seed(setting.params, derive_seed(_MEASURING_SEED, "held out", number, setting.name))
+            pairs[setting.name].append((degradation(gt, params)[0].to(device), gt[0]))
+    return pairs
 
 
 def _middle(pixels: Pixels) -> Pixels:
@@ -223,8 +179,7 @@ def _middle(pixels: Pixels) -> Pixels:
 @torch.no_grad()
 def measure(network: nn.Module, tests: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> Figures:
     """Measure a network on what `degraded_pairs` gives, the clean ones first."""
-    first_lq = next(iter(tests.values()))[0][0]
-    tap = find_tap(network, first_lq)
+    tap = find_tap(network, next(iter(tests.values()))[0][0])
     network.eval()
     psnr, statistics = {}, {}
     for name, pairs in tests.items():
@@ -233,7 +188,8 @@ def measure(network: nn.Module, tests: Mapping[str, Sequence[tuple[Tensor, Tenso
             with tap(network) as heard:
                 output = network(lq)
             levels.append(float(calculate_psnr(tensor2img(output), tensor2img(gt), crop_border=_CROP)))
-            of_images.append(_mean_and_covariance(heard.features[0]))
+            vectors = heard.features[0].flatten(1).double()
+            of_images.append((vectors.mean(dim=1), torch.cov(vectors, correction=0)))
         psnr[name], statistics[name] = sum(levels) / len(levels), of_images
     network.train()
     clean, *degraded = statistics.values()
@@ -241,13 +197,7 @@ def measure(network: nn.Module, tests: Mapping[str, Sequence[tuple[Tensor, Tenso
     return Figures(psnr, *rows.mean(dim=0).tolist())
 
 
-def _mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return μ (C,) and Σ (C, C) of features (C, H, W) over their positions, in float64."""
-    vectors = features.flatten(1).double()
-    return vectors.mean(dim=1), torch.cov(vectors, correction=0)
-
-
 def _distances(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the last four of `Figures`, for two images."""
+    """Return the last four of `Figures`, for the statistics of two images."""
     absolute = torch.stack([(a - b).square().sum() for a, b in zip(one, other, strict=True)])
     return torch.cat([absolute, absolute / torch.stack([a.square().sum() for a in one])])

@@ -28,8 +28,9 @@ from basicsr.utils import get_root_logger
 from sklearn.metrics import calinski_harabasz_score, silhouette_score
 from torch import Tensor, nn
 
-from bsr_plugins.analysis.study import patch_batches, patches, study_options
+from bsr_plugins.analysis.study import patch_batches, study_options
 from bsr_plugins.data.decode import Pixels
+from bsr_plugins.data.patches import patches
 from bsr_plugins.degradations import ClassicalDegradation, classical_params
 from bsr_plugins.losses import EnergyDistanceLoss
 from bsr_plugins.models import ReDSRModel
@@ -41,20 +42,19 @@ WIDTHS = (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
 SIGMA = (0.2, 4.0)
 """Kernel widths of the training, those of ×4."""
 
+REDUCTION = 2
+"""Of the sides of the photographs."""
+
 _SCALE = 2
-_REDUCTION = 2  # of the photographs
 _PRELU_SLOPE = 0.25
 _LAST_LR = 0.01  # of the first
 _LAST = 100  # steps over which the loss of the training is averaged
 
 
 class Variant(NamedTuple):
-    """The losses of a run.
+    """The losses of a run: re-degradation (Eq. 4), energy distance to a Gaussian (Eq. 5).
 
-    Attributes:
-        redegradation: Re-degradation loss (Eq. 4).
-        energy_distance: Energy distance loss to a Gaussian (Eq. 5).
-        constant: The degrader gets zeros instead of the representation.
+    With `constant` the degrader gets zeros instead of the representation.
     """
 
     redegradation: bool
@@ -85,7 +85,6 @@ class Study:
         degrader_lr: That of the degrader, likewise.
         energy_weight: Weight of the energy distance, λ1 of Eq. 9.
         seed: Decides weights, patches and degradations, alike for all runs.
-        device: Where to train, `cpu` or `cuda`.
     """
 
     iters: int = 3000
@@ -97,11 +96,6 @@ class Study:
     energy_weight: float = 0.001
     seed: int = 0
     device: str = "cpu"
-
-    @property
-    def smallest_side(self) -> int:
-        """The shortest side that a photograph may have."""
-        return _REDUCTION * self.gt_size
 
 
 class Figures(NamedTuple):
@@ -130,38 +124,28 @@ class StudyModel(ReDSRModel):
     """A `ReDSRModel` whose degrader learns at another rate, `train.degrader_lr`."""
 
     def setup_optimizers(self) -> None:
-        """See `BlindSRModel.setup_optimizers`."""
         super().setup_optimizers()
-        degraders = [p for network in self.training_networks.values() for p in network.parameters()]
-        if not degraders:
-            return
-        (all_of_them,) = self.optimizer_g.param_groups
-        others = {id(parameter) for parameter in degraders}
-        all_of_them["params"] = [p for p in all_of_them["params"] if id(p) not in others]
-        self.optimizer_g.add_param_group({"params": degraders, "lr": self.opt["train"]["degrader_lr"]})
+        degraders = {id(p): p for network in self.training_networks.values() for p in network.parameters()}
+        if degraders:
+            (group,) = self.optimizer_g.param_groups
+            group["params"] = [p for p in group["params"] if id(p) not in degraders]
+            slow = {"params": [*degraders.values()], "lr": self.opt["train"]["degrader_lr"]}
+            self.optimizer_g.add_param_group(slow)
 
 
 class ConstantReDSRModel(StudyModel):
     """A `StudyModel` whose degrader gets a constant in the place of the representation."""
 
     def redegrade(self, representation: Tensor) -> dict[str, Tensor]:
-        """See `ReDSRModel.redegrade`."""
         return super().redegrade(torch.zeros_like(representation))
 
 
 def run_variant(
     variant: Variant, study: Study, images: Sequence[Pixels], held_out: Sequence[Pixels]
 ) -> tuple[Figures, Figures]:
-    """Train a network from scratch and measure it, before and after.
+    """Train a network from scratch and measure it on photographs held out, before and after.
 
-    Args:
-        variant: The losses.
-        study: The size of the run.
-        images: Photographs to train on, RGB as the dataset reads them, (H, W, 3), sides at least 2 `gt_size`.
-        held_out: Photographs to measure on, as large; cropped here to a common size.
-
-    Returns:
-        What is measured before the training and after it.
+    Photographs are RGB as the dataset reads them, (H, W, 3), with sides of at least 2 `gt_size`.
     """
     get_root_logger(log_level=logging.WARNING)  # the first call decides; a model prints all its layers
     torch.manual_seed(study.seed)
@@ -170,10 +154,13 @@ def run_variant(
     start_encoder(model.net_g.encoder)
     if variant.redegradation:
         start_degrader(model.training_networks["degrader"])
-    pairs = _held_out_pairs([_reduced(pixels) for pixels in held_out], study)
-    before = _measure(model, variant, pairs, float("nan"), study.seed)
+    reduced, reduced_held_out = ([_reduced(pixels) for pixels in those] for those in (images, held_out))
+    side = min(min(pixels.shape[:2]) for pixels in reduced_held_out)
+    generator = generator_at(study.seed, "held out")
+    cut = [patches(pixels, side - side % _SCALE, 2, False, False, generator) for pixels in reduced_held_out]
+    pairs = torch.stack(cut).to(model.device)
+    before = _measure(model, variant, pairs, study.seed)
     losses = []
-    reduced = [_reduced(pixels) for pixels in images]
     batches = patch_batches(reduced, study.iters, study.batch_size, study.gt_size, 2, study.seed)
     for iteration, gt in enumerate(batches, start=1):
         model.update_learning_rate(iteration)
@@ -181,11 +168,12 @@ def run_variant(
         model.optimize_parameters(iteration)
         losses.append(float(model.log_dict.get("l_redegradation", float("nan"))))
     last = losses[-_LAST:]
-    return before, _measure(model, variant, pairs, sum(last) / len(last), study.seed)
+    after = _measure(model, variant, pairs, study.seed)
+    return before, after._replace(training_redegradation=sum(last) / len(last))
 
 
 def _reduced(pixels: Pixels) -> Pixels:
-    height, width = (side // _REDUCTION for side in pixels.shape[:2])
+    height, width = (side // REDUCTION for side in pixels.shape[:2])
     reduced: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return reduced
 
@@ -203,14 +191,13 @@ def start_encoder(encoder: nn.Module) -> None:
 def start_degrader(degrader: nn.Module) -> None:
     """Start with three channels that pass the image on, as averages of 2×2 pixels, and blocks that do nothing yet."""
     for place, layer in degrader.named_modules():
-        if not isinstance(layer, nn.Conv2d):
-            continue
-        if place.startswith("blocks."):
-            if place.endswith(".conv2"):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        in_block = place.startswith("blocks.")
+        if not isinstance(layer, nn.Conv2d) or (in_block and not place.endswith(".conv2")):
             continue
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        if in_block:
+            nn.init.zeros_(layer.weight)
+            continue
         averaged = slice(0, _SCALE) if layer.stride[0] == _SCALE else slice(1, 2)
         for channel in range(3):
             layer.weight[channel] = 0
@@ -218,53 +205,27 @@ def start_degrader(degrader: nn.Module) -> None:
 
 
 def _options(variant: Variant, study: Study) -> dict[str, Any]:
-    train: dict[str, Any] = {
-        "total_iter": study.iters,
-        "degrader_lr": study.degrader_lr,
-        "optim_g": {"type": "Adam", "lr": study.lr, "betas": [0.9, 0.999]},
-        "scheduler": {
-            "type": "CosineAnnealingRestartLR",
-            "periods": [study.iters],
-            "eta_min": study.lr * _LAST_LR,
-        },
-        "pixel_opt": {"type": "L1Loss"},
-    }
-    if variant.redegradation:
-        train["redegradation_opt"] = {"type": "L1Loss"}
-    if variant.energy_distance:
-        train["representation_opt"] = {"type": "EnergyDistanceLoss", "loss_weight": study.energy_weight}
     width = study.num_feat // 2
-    degrader = {"type": "ReDSRDegrader", "num_feat": width, "scale": _SCALE}
+    encoder = {"type": "ReDSREncoder", "num_feat": study.num_feat}
+    generator = {"type": "ReDSR", "num_feat": width, "num_group": 1, "num_block": 2, "upscale": _SCALE}
     dataset = {"degrade_on": "device", "num_views": 2 if variant.redegradation else 1, "gt_size": study.gt_size}
-    return study_options(study.device, _SCALE, study.seed) | {
-        "degradation": {"type": "ClassicalDegradation", "blur_iso": {"sigma": list(SIGMA)}},
-        "datasets": {"train": dataset},
-        "network_g": {
-            "type": "ReDSR",
-            "num_feat": width,
-            "num_group": 1,
-            "num_block": 2,
-            "upscale": _SCALE,
-            "encoder": {"type": "ReDSREncoder", "num_feat": study.num_feat},
-        },
-        **({"network_degrader": degrader} if variant.redegradation else {}),
-        "train": train,
-    }
-
-
-def _held_out_pairs(images: Sequence[Pixels], study: Study) -> Tensor:
-    """Cut two patches (N, 2, 3, P, P) out of every image, as large as the smallest image allows."""
-    side = min(min(pixels.shape[:2]) for pixels in images)
-    generator = generator_at(study.seed, "held out")
-    size = side - side % _SCALE
-    return torch.stack([patches(pixels, size, 2, generator, turned=False) for pixels in images])
+    options = study_options(study, _SCALE, study.seed, study.lr * _LAST_LR)
+    options["train"]["degrader_lr"] = study.degrader_lr
+    options["degradation"] = {"type": "ClassicalDegradation", "blur_iso": {"sigma": list(SIGMA)}}
+    options["datasets"] = {"train": dataset}
+    options["network_g"] = {**generator, "encoder": encoder}
+    if variant.redegradation:
+        options["network_degrader"] = {"type": "ReDSRDegrader", "num_feat": width, "scale": _SCALE}
+        options["train"]["redegradation_opt"] = {"type": "L1Loss"}
+    if variant.energy_distance:
+        options["train"]["representation_opt"] = {"type": "EnergyDistanceLoss", "loss_weight": study.energy_weight}
+    return options
 
 
 @torch.no_grad()
-def _measure(
-    model: ReDSRModel, variant: Variant, held_out: Tensor, training_redegradation: float, seed: int
-) -> Figures:
-    degradation, gt = model.degradation, held_out.to(model.device)
+def _measure(model: ReDSRModel, variant: Variant, gt: Tensor, seed: int) -> Figures:
+    """Measure on pairs of patches (N, 2, 3, P, P)."""
+    degradation = model.degradation
     assert isinstance(degradation, ClassicalDegradation)
     model.net_g.eval()
     of_widths = [
@@ -281,12 +242,6 @@ def _measure(
         redegradation = float((model.training_networks["degrader"](gt[:, 1], fed) - lq[:, 1]).abs().mean())
     model.net_g.train()
     energy = EnergyDistanceLoss(loss_weight=1.0)(drawn, generator_at(seed, "held out energy"))
-    return Figures(
-        training_redegradation=training_redegradation,
-        redegradation=redegradation,
-        silhouette=float(silhouette_score(points, labels)),
-        calinski_harabasz=float(calinski_harabasz_score(points, labels)),
-        mean=float(drawn.mean()),
-        std=float(drawn.std(dim=0, correction=0).mean()),
-        energy_distance=float(energy),
-    )
+    separation = float(silhouette_score(points, labels)), float(calinski_harabasz_score(points, labels))
+    spread = float(drawn.mean()), float(drawn.std(dim=0, correction=0).mean())
+    return Figures(float("nan"), redegradation, *separation, *spread, float(energy))

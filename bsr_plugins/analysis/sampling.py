@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
@@ -26,16 +27,14 @@ class Spread(NamedTuple):
     """How a sampler spreads the degraded distances of one stage.
 
     Attributes:
-        sampler: The sampler's name.
-        stage: The stage's name.
         counts: Draws per bin, shape (10,); the bins divide the range of D on the held-out images equally.
         edges: Their edges in grey levels, shape (11,).
     """
 
     sampler: str
     stage: str
-    counts: np.ndarray[Any, np.dtype[np.float64]]
-    edges: np.ndarray[Any, np.dtype[np.float64]]
+    counts: NDArray[np.float64]
+    edges: NDArray[np.float64]
 
     @property
     def coefficient_of_variation(self) -> float:
@@ -44,13 +43,7 @@ class Spread(NamedTuple):
 
 
 class DistanceCurve:
-    """D(θ) of a stage on some images, measured on a grid and interpolated.
-
-    Args:
-        degradation: Has the stage.
-        name: The stage: `iso`, `aniso`, `noise` or `jpeg`.
-        images: HR images in [0, 1], shape (M, 3, P, P).
-    """
+    """D(θ) of a degradation's stage on HR images (M, 3, P, P) in [0, 1], measured on a grid and interpolated."""
 
     def __init__(self, degradation: ClassicalDegradation, name: str, images: Tensor) -> None:
         self.name = name
@@ -63,10 +56,9 @@ class DistanceCurve:
         self.axes = [np.linspace(low, high, points) for low, high in ranges]
         self._interpolator = RegularGridInterpolator(self.axes, self.distances.reshape([points] * len(ranges)))
 
-    def __call__(self, values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def __call__(self, values: Tensor) -> NDArray[np.float64]:
         """Look up D at drawn parameters, shape (N, parameters)."""
-        measured = values[:, : self.stage.measured].numpy()
-        looked_up: np.ndarray[Any, np.dtype[np.float64]] = self._interpolator(measured)
+        looked_up: NDArray[np.float64] = self._interpolator(values[:, : self.stage.measured].numpy())
         return looked_up
 
 
@@ -80,16 +72,8 @@ def measure_spreads(
 ) -> tuple[list[Spread], list[DistanceCurve]]:
     """Draw parameters with several samplers and look up their degraded distances on images not calibrated on.
 
-    Args:
-        options: Arguments of `ClassicalDegradation` but for its sampler.
-        samplers: The samplers' option blocks by name.
-        calibration_images: HR images for adaptive samplers, shape (N, 3, P, P).
-        held_out_images: HR images on which D is looked up.
-        draws: Parameters per stage.
-        seed: Decides the draws; all samplers share it.
-
-    Returns:
-        The spread of every stage under every sampler, and D of every stage on the held-out images.
+    `options` are the arguments of `ClassicalDegradation` but for its sampler, `samplers` the samplers' blocks by name.
+    Images are HR, (N, 3, P, P). All samplers share the seed and make so many draws of every stage.
     """
     curves: dict[str, DistanceCurve] = {}
     spreads = []

@@ -13,30 +13,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bsr_plugins.data.decode import Pixels, to_tensor
+from bsr_plugins.data.decode import Pixels
 from bsr_plugins.data.image_files import DEMO, ImageFile, find_images, read_image
-from bsr_plugins.data.patches import random_crop, random_flip
+from bsr_plugins.data.patches import patches
 from bsr_plugins.errors import BadImageError, OptionError
 from bsr_plugins.seeding import generator_at
 
 _HELD_OUT = 5  # of so many images one is held out
-_LEAST_HELD_OUT = 2
+_LEAST = 6  # of which two are held out
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def find_photographs(root: str, split: str, where: str, smallest_side: int) -> list[ImageFile]:
-    """Find the photographs of a folder, or those of a split of `demo`.
-
-    Args:
-        root: A folder, or `demo` for the photographs that come with scikit-image.
-        split: `train` or `val`.
-        where: The argument that names the folder, for messages.
-        smallest_side: The shortest side in pixels that a photograph may have.
+    """Find the photographs of a folder, or those of `demo` in a split, `train` or `val`.
 
     Raises:
-        BSRError: The folder is missing, or holds no photographs or too small ones.
+        BSRError: The folder is missing, or holds no photographs or one with a shorter side; the message begins with
+            `where`.
     """
     if not root:
         raise OptionError(f"{where}: is empty, expected a folder or '{DEMO}'")
@@ -51,19 +46,14 @@ def find_photographs(root: str, split: str, where: str, smallest_side: int) -> l
 def split_photographs(root: str, smallest_side: int) -> tuple[list[ImageFile], list[ImageFile]]:
     """Find the photographs to train on, and those held out: every fifth, or the validation split of `demo`.
 
-    Args:
-        root: See `find_photographs`.
-        smallest_side: See `find_photographs`.
-
     Raises:
         BSRError: See `find_photographs`; or the folder holds too few.
     """
     found = find_photographs(root, "train", "--dataroot", smallest_side)
     if root == DEMO:
         return found, find_photographs(root, "val", "--dataroot", smallest_side)
-    least = _HELD_OUT * (_LEAST_HELD_OUT - 1) + 1
-    if len(found) < least:
-        raise OptionError(f"--dataroot: '{root}' holds {len(found)} images, expected at least {least}")
+    if len(found) < _LEAST:
+        raise OptionError(f"--dataroot: '{root}' holds {len(found)} images, expected at least {_LEAST}")
     return [image for image in found if image not in found[::_HELD_OUT]], found[::_HELD_OUT]
 
 
@@ -74,33 +64,19 @@ def patch_batches(
     for iteration in range(1, iters + 1):
         generator = generator_at(seed, "study", iteration)
         chosen = torch.randint(len(images), (batch_size,), generator=generator).tolist()
-        yield torch.stack([patches(images[index], size, num_views, generator, turned=True) for index in chosen])
+        yield torch.stack([patches(images[index], size, num_views, True, True, generator) for index in chosen])
 
 
-def patches(pixels: Pixels, size: int, num_views: int, generator: torch.Generator, turned: bool) -> Tensor:
-    """Cut patches (V, 3, size, size) in [0, 1] out of an image, flipped and turned at random if wanted."""
-    crops = [random_flip(random_crop(pixels, size, generator), turned, turned, generator) for _ in range(num_views)]
-    return torch.stack([to_tensor(crop) for crop in crops])
-
-
-def study_options(device: str, scale: int, seed: int) -> dict[str, Any]:
-    """Return options of a training run in one process, without folders; the study adds its blocks.
-
-    Args:
-        device: `cpu` or `cuda`.
-        scale: Factor from LR to HR.
-        seed: Of all draws.
-    """
-    return {
-        "num_gpu": 0 if device == "cpu" else 1,
-        "is_train": True,
-        "dist": False,
-        "rank": 0,
-        "world_size": 1,
-        "scale": scale,
-        "manual_seed": seed,
-        "path": {},
+def study_options(study: Any, scale: int, seed: int, last_lr: float) -> dict[str, Any]:
+    """Return options of a training run of a `Study` in one process, without folders; the study adds its blocks."""
+    process = {"num_gpu": 0 if study.device == "cpu" else 1, "dist": False, "rank": 0, "world_size": 1}
+    train = {
+        "total_iter": study.iters,
+        "optim_g": {"type": "Adam", "lr": study.lr, "betas": [0.9, 0.999]},
+        "scheduler": {"type": "CosineAnnealingRestartLR", "periods": [study.iters], "eta_min": last_lr},
+        "pixel_opt": {"type": "L1Loss"},
     }
+    return {**process, "is_train": True, "path": {}, "scale": scale, "manual_seed": seed, "train": train}
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -115,14 +91,14 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def usable_device(text: str) -> str:
-    """Read an argument that names a device."""
+    """Read an argument that names a device, `cpu` or `cuda`."""
     if text == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("there is no CUDA device here, expected cpu")
     return text
 
 
 def study_parser(doc: str | None, study: Any, least_batch_size: int = 1) -> argparse.ArgumentParser:
-    """Make the parser of a study's tool, with the arguments that all have; defaults are those of the `Study` class."""
+    """Make the parser of a study's tool, with the arguments that all have; defaults are those of its `Study`."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--dataroot", default=DEMO, help="folder of HR photographs")
     parser.add_argument("--iters", type=at_least(1), default=study.iters, help="training steps of each run")
@@ -133,28 +109,16 @@ def study_parser(doc: str | None, study: Any, least_batch_size: int = 1) -> argp
 
 
 def run_side_by_side(
-    run: Callable[[Job, Sequence[Pixels], Sequence[Pixels]], Result],
-    jobs: Sequence[Job],
-    photographs: tuple[Sequence[ImageFile], Sequence[ImageFile]],
-    processes: int,
+    run: Callable[..., Result], jobs: Sequence[Job], photographs: Sequence[Sequence[ImageFile]], processes: int
 ) -> dict[Job, Result]:
-    """Make the runs of a study in processes of one thread each, with a progress bar.
+    """Make the runs of a study, so many at a time in processes of one thread, with a progress bar.
 
-    Args:
-        run: Makes one, given the pixels to train on and those held out; it is pickled.
-        jobs: What each run is to be of.
-        photographs: Those to train on, and those held out.
-        processes: How many at a time.
+    `run`, which is pickled, gets a job, the pixels to train on, and those held out.
     """
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         results = tqdm(pool.map(partial(_run, run, photographs), jobs), total=len(jobs), unit="run")
         return dict(zip(jobs, results, strict=True))
 
 
-def _run(
-    run: Callable[[Job, Sequence[Pixels], Sequence[Pixels]], Result],
-    photographs: tuple[Sequence[ImageFile], Sequence[ImageFile]],
-    job: Job,
-) -> Result:
-    train, held_out = ([read_image(image) for image in images] for images in photographs)
-    return run(job, train, held_out)
+def _run(run: Callable[..., Result], photographs: Sequence[Sequence[ImageFile]], job: Any) -> Result:
+    return run(job, *([read_image(image) for image in images] for images in photographs))

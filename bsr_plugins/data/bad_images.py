@@ -17,8 +17,6 @@ ON_BAD_IMAGE = ("error", "skip")
 SKIPPED = "skipped"
 """The key of an item under which the bad files are, one a line, in whose place it came; empty if there were none."""
 
-_LISTED = 3
-
 
 class Replacement:
     """Replaces bad images: with which other one is a function of the seed and of where in the run it is wanted.
@@ -40,15 +38,12 @@ class Replacement:
         self._logged: set[str] = set()
 
     def take(self, number: int, make: Callable[[int], T], *position: int | str) -> tuple[T, list[str]]:
-        """Make something of an image, or of another one if that is bad.
+        """Make something of an image, or of another one if that is bad, and name the bad files in whose place it is.
 
         Args:
             number: The image that is wanted.
             make: Makes it of an image, given its number.
             position: Where in the run it is wanted.
-
-        Returns:
-            What was made, and the bad files in whose place it is.
 
         Raises:
             BadImageError: All images are bad.
@@ -69,25 +64,8 @@ class Replacement:
         raise BadImageError(f"{first} (and none of the {self._count} images of {self._where} can be used)")
 
     def _skip(self, number: int, error: BadImageError) -> str:
-        file, message = self._file_of(number, error), str(error)
+        message = str(error)
         if message not in self._logged:
             self._logged.add(message)
             get_root_logger().warning(f"{self._where}: another image is taken, as {message}")
-        return file
-
-
-def log_left_out(where: str, complaints: list[str], count: int) -> None:
-    """Log which images a dataset leaves out from the start: a few by name, and how many.
-
-    Args:
-        where: The dataset.
-        complaints: What is wrong with each of them.
-        count: The number of all images, these included.
-    """
-    if not complaints:
-        return
-    logger = get_root_logger()
-    for complaint in complaints[:_LISTED]:
-        logger.warning(f"{where}: leaves out {complaint}")
-    more = f" (and {len(complaints) - _LISTED} more)" if len(complaints) > _LISTED else ""
-    logger.warning(f"{where}: leaves out {len(complaints)} of {count} images{more}")
+        return self._file_of(number, error)

@@ -20,7 +20,6 @@ from bsr_plugins.data.image_files import (
     files_below,
     files_in_folder,
     images_in_lmdb,
-    name_below,
     read_bytes,
 )
 from bsr_plugins.data.workers import worker_pool
@@ -60,8 +59,6 @@ class CheckRequest:
 
 
 class Fault(NamedTuple):
-    """A bad file, and what is wrong with it."""
-
     path: str
     reason: str
 
@@ -72,9 +69,9 @@ class Report:
 
     Attributes:
         count: The number of images.
-        faults: The bad ones; a file may have several faults.
+        faults: Bad files, and what is wrong with each; a file may have several faults.
         kinds: How many whole images are greyscale, have alpha, or more than 8 bits a channel.
-        sizes: How many whole images there are of each size (height, width), as decoded.
+        sizes: How many whole images there are of each size (height, width).
         others: Files with endings of no image, which were not checked.
     """
 
@@ -108,13 +105,8 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
 
     Faults are: files that cannot be read, are empty, no image, truncated, of another depth than 8 or 16 bits unsigned,
     smaller than `gt_size`, no multiples of `scale`, not of the size that their LMDB lists, or have the same name as
-    another file of their folder but for the ending and case. With `lq`: images without a partner of the same name, and
-    partners whose sizes do not differ by the scale.
-
-    Args:
-        request: What is to be checked.
-        processes: Processes to work in; 1 for this one.
-        progress: Show a progress bar on stderr.
+    another file of their folder but for the ending and case. With `lq`: images without a partner, and partners whose
+    sizes do not differ by the scale.
 
     Raises:
         OptionError: A folder is missing or holds no image.
@@ -122,17 +114,19 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
         OSError: A folder cannot be listed.
     """
     integer(processes, "processes", 1)
-    sets = [_list_images(root) for root in request.roots]
-    if request.lq is not None:
-        sets.append(_list_images(request.lq))
+    roots = [root for root in (*request.roots, request.lq) if root is not None]
+    sets = [_list_images(root) for root in roots]
     images = [image for images in sets for image in images]
-    lq_count = 0 if request.lq is None else len(sets[-1])
-    checker = _Checker(images, len(images) - lq_count, request)
-    with worker_pool(checker, len(images), min(processes, len(images)), progress) as run:
+    num_gt = len(images) - (0 if request.lq is None else len(sets[-1]))
+    with worker_pool(_Checker(images, num_gt, request), len(images), min(processes, len(images)), progress) as run:
         results: list[_Seen] = run(_Checker.check, "checking")
     faults = [Fault(image.path, seen.reason) for image, seen in zip(images, results, strict=True) if seen.reason]
     for one in sets:
-        faults += _equal_names(one)
+        first: dict[str, str] = {}
+        for image in one:
+            same = first.setdefault(image.name.casefold(), image.path)
+            if same != image.path:
+                faults.append(Fault(image.path, f"has the same name as {same}"))
     if request.lq is not None:
         sizes = {image.path: seen.size for image, seen in zip(images, results, strict=True)}
         faults += _unpaired(sets[0], sets[1], sizes, request)
@@ -141,40 +135,39 @@ def check_images(request: CheckRequest, processes: int = 1, progress: bool = Fal
         tuple(faults),
         Counter(kind for seen in results for kind in seen.kinds),
         Counter(seen.size for seen in results if seen.size is not None),
-        tuple(file for root in (*request.roots, request.lq) if root is not None for file in _other_files(root)),
+        tuple(file for root in roots for file in _other_files(root)),
     )
 
 
 class _Seen(NamedTuple):
-    """The size and the kinds of an image that can be decoded, and what is wrong with it, if anything."""
+    """What is wrong with an image, if anything; size and kinds of one that can be decoded."""
 
-    size: tuple[int, int] | None
-    kinds: tuple[str, ...]
     reason: str
+    size: tuple[int, int] | None = None
+    kinds: tuple[str, ...] = ()
 
 
-class _Checker:
-    """Checks one image after the other; sent to every process. The images from `num_gt` on are LQ."""
+class _Checker(NamedTuple):
+    """What every process gets; the images from `num_gt` on are LQ."""
 
-    def __init__(self, images: Sequence[ImageFile], num_gt: int, request: CheckRequest) -> None:
-        self._images = images
-        self._num_gt = num_gt
-        self._request = request
+    images: Sequence[ImageFile]
+    num_gt: int
+    request: CheckRequest
 
     def check(self, number: int) -> _Seen:
-        image, data = self._images[number], b""
+        image, data = self.images[number], b""
         try:
             data = read_bytes(image)
             height, width, _ = decode(data, image.path).shape
         except UndecodableError:
-            return _Seen(None, (), _what_it_is(data))
+            return _Seen(_what_it_is(data))
         except BadImageError as error:
-            return _Seen(None, (), str(error).removeprefix(f"{image.path}: "))
-        kinds = tuple(kinds_of_file(BytesIO(data)))
-        return _Seen((height, width), kinds, self._why_unfit(image, height, width, number < self._num_gt))
+            return _Seen(str(error).removeprefix(f"{image.path}: "))
+        reason = self._why_unfit(image, height, width, number < self.num_gt)
+        return _Seen(reason, (height, width), tuple(kinds_of_file(BytesIO(data))))
 
     def _why_unfit(self, image: ImageFile, height: int, width: int, is_gt: bool) -> str:
-        request, size = self._request, f"is {width}x{height}"
+        request, size = self.request, f"is {width}x{height}"
         if image.lmdb and sorted((height, width)) != sorted((image.height, image.width)):
             return f"{size}, but was listed as {image.width}x{image.height}"
         if not is_gt:  # its size is compared with that of the GT image
@@ -187,7 +180,6 @@ class _Checker:
 
 
 def _what_it_is(data: bytes) -> str:
-    """Describe what cannot be decoded."""
     if not data:
         return "is empty (0 bytes)"
     try:
@@ -198,38 +190,21 @@ def _what_it_is(data: bytes) -> str:
 
 
 def _list_images(root: str) -> list[ImageFile]:
-    """List the images of a folder or LMDB; the sizes of files are not read yet."""
     if Path(root).suffix == LMDB_ENDING:
         return images_in_lmdb(root, "folder")
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if not Path(root).expanduser().is_dir():
         raise OptionError(f"folder: '{root}' is missing or no folder, expected a folder of images or an LMDB")
-    files = files_in_folder(root, "folder")
-    return [ImageFile(str(file), name_below(folder, file), str(file), "", 0, 0) for file in files]
+    return files_in_folder(root, "folder")
 
 
 def _other_files(root: str) -> list[str]:
-    if Path(root).suffix == LMDB_ENDING:
-        return []
-    files = files_below(Path(root).expanduser())
+    files = [] if Path(root).suffix == LMDB_ENDING else files_below(Path(root).expanduser())
     return sorted(str(file) for file in files if file.suffix.lower() not in ENDINGS)
 
 
-def _equal_names(images: Sequence[ImageFile]) -> Iterator[Fault]:
-    first: dict[str, str] = {}
-    for image in images:
-        same = first.setdefault(image.name.casefold(), image.path)
-        if same != image.path:
-            yield Fault(image.path, f"has the same name as {same}")
-
-
 def _unpaired(
-    gt: Sequence[ImageFile],
-    lq: Sequence[ImageFile],
-    sizes: dict[str, tuple[int, int] | None],
-    request: CheckRequest,
+    gt: Sequence[ImageFile], lq: Sequence[ImageFile], sizes: dict[str, tuple[int, int] | None], request: CheckRequest
 ) -> Iterator[Fault]:
-    """Find the images that have no partner, or one of another size."""
     scale, partners = request.scale, {image.name: image for image in lq}
     assert scale is not None
     for image in gt:

@@ -24,9 +24,7 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 _FLAGS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR
 _DEPTHS = (np.dtype(np.uint8), np.dtype(np.uint16))
 
-_JPEG_START = b"\xff\xd8"
-_JPEG_SCAN = b"\xff\xda"
-_JPEG_END = b"\xff\xd9"
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 _MOST = 2000
 _GREY_MODES = ("1", "L", "LA", "La", "F", "I")
@@ -41,15 +39,10 @@ class UndecodableError(BadImageError):
 
 
 def decode(data: bytes, path: str) -> Pixels:
-    """Decode an image with OpenCV.
+    """Decode the bytes of an image file, which `path` names in messages, with OpenCV.
 
-    Greyscale and palette files become three channels, alpha is dropped (colours under transparency stay as
-    they are), 16-bit files keep their precision, and the EXIF orientation is applied (in WebP files only by
-    OpenCV 5 and newer).
-
-    Args:
-        data: A whole image file.
-        path: The file's name, for messages.
+    Greyscale and palette files become three channels, alpha is dropped (colours under transparency stay as they are),
+    16-bit files keep their precision, and the EXIF orientation is applied (in WebP files only by OpenCV 5 and newer).
 
     Returns:
         (H, W, 3) RGB pixels, 8 or 16 bits unsigned.
@@ -98,14 +91,13 @@ def _is_cut_jpeg(data: bytes) -> bool:
 
 
 def unusual_images(paths: Iterable[str | Path], keeps_depth: bool = False) -> str | None:
-    """Say how many of some images a dataset converts; only headers are read.
+    """Say in one line how many of some images a dataset converts; None if all are plain.
+
+    Only the headers of the first 2000 are read, and those that Pillow does not know do not count.
 
     Args:
-        paths: Files; after the first 2000 no more are looked at. Those that Pillow does not know do not count.
+        paths: Files.
         keeps_depth: Whether the dataset reads 16 bits as they are, as BasicSR's do not.
-
-    Returns:
-        One line, None if all are plain.
     """
     with ThreadPoolExecutor() as pool:
         kinds = list(pool.map(kinds_of_file, islice(paths, _MOST)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 import os
 import re
 import threading
@@ -36,20 +37,17 @@ BACKENDS = ("disk", "lmdb")
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LMDB_ENDING = ".lmdb"
 
-_LMDB_FILES = ("data.mdb", "meta_info.txt")
-_META_LINE = re.compile(r"(?P<key>.+)\.\w+ \((?P<height>\d+), ?(?P<width>\d+), ?\d+\) \d+")
+_META_LINE = re.compile(r"(.+)\.\w+ \((\d+), ?(\d+), ?\d+\) \d+")
 
 
 class ImageFile(NamedTuple):
-    """Where an image is.
+    """Where an image is, and its size as stored (an EXIF orientation may swap the two).
 
     Attributes:
         path: What users know it by: the file, or the LMDB folder and the key.
         name: Its place below its root, `/` between folders, without the ending; the same on disk and in LMDB.
         key: What its storage knows it by: the file's path, or the LMDB key.
         lmdb: The LMDB folder, or an empty string for a file on disk.
-        height: Rows, as stored (an EXIF orientation may swap the two).
-        width: Columns, as stored.
     """
 
     path: str
@@ -65,57 +63,43 @@ def find_images(
 ) -> list[ImageFile]:
     """List the images of all roots: the roots in their order, the images of each sorted by name.
 
-    On disk sub-folders are searched (links are followed), known endings count in either case, and what begins
-    with a dot is ignored. The root `demo` stands for scikit-image's photographs (a folder of that name is
+    On disk sub-folders are searched (links are followed), known endings count in either case, and what begins with a
+    dot is ignored. The root `demo` stands for scikit-image's photographs of a phase (a folder of that name is
     `./demo`). An LMDB is what BasicSR's tool makes; its keys and sizes come from `meta_info.txt`.
 
     Args:
         roots: Folders, or `demo`; with the backend `lmdb`, folders that end in `.lmdb`.
         backend: `disk` or `lmdb`.
-        phase: Chooses the split of the demo photographs.
+        phase: `train`, `val` or `test`.
         where: The option that names the roots, for messages.
         bad: If given, files whose header cannot be read are left out, and what is wrong with them is added to it.
 
     Raises:
-        OptionError: A root is missing, is of the wrong kind, or holds no image.
+        OptionError: A root is missing, is of the wrong kind, or holds no image; `demo` is not installed.
         BadImageError: A file's header cannot be read.
     """
-    images: list[ImageFile] = []
+    if backend == "lmdb":
+        return [image for root in roots for image in images_in_lmdb(root, where)]
+    listed = []
     for root in roots:
-        images += images_in_lmdb(root, where) if backend == "lmdb" else _on_disk(root, phase, where, bad)
-    return images
-
-
-def _on_disk(root: str, phase: str, where: str, bad: list[str] | None) -> list[ImageFile]:
-    if root == DEMO:
-        files = demo_photographs(phase, where)
-        folder = files[0].parent
-    else:
-        folder = Path(root).expanduser()
-        files = files_in_folder(root, where)
-    with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(_size_or_error, files))
-    images = []
-    for file, size in zip(files, sizes, strict=True):
-        if not isinstance(size, BadImageError):
-            images.append(ImageFile(str(file), name_below(folder, file), str(file), "", *size))
-        elif bad is None:
-            raise size
+        if root == DEMO:
+            listed += [_unopened(file, file.parent) for file in demo_photographs(phase, where)]
         else:
-            bad.append(str(size))
+            listed += files_in_folder(root, where)
+    images = []
+    with ThreadPoolExecutor() as pool:
+        for image, size in zip(listed, pool.map(_size_or_error, listed), strict=True):
+            if not isinstance(size, BadImageError):
+                images.append(image._replace(height=size[0], width=size[1]))
+            elif bad is None:
+                raise size
+            else:
+                bad.append(str(size))
     return images
 
 
 def demo_photographs(phase: str, where: str) -> list[Path]:
-    """Return the colour photographs of a split, sorted by name.
-
-    Args:
-        phase: `train` gives the training split (7 photographs), `val` and `test` the validation split (2).
-        where: The option that asks for them, for messages.
-
-    Raises:
-        OptionError: scikit-image is not installed, or its files were left out.
-    """
+    """Return the colour photographs of a split, sorted by name: 7 in phase `train`, 2 in `val` and `test`."""
     try:
         folder = Path(str(importlib.resources.files("skimage"))) / "data"
     except ModuleNotFoundError as error:
@@ -127,12 +111,8 @@ def demo_photographs(phase: str, where: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def files_in_folder(root: str, where: str) -> list[Path]:
-    """List the image files below a folder as `find_images` does, opening none.
-
-    Raises:
-        OptionError: The folder is missing, is an LMDB, or holds no image.
-    """
+def files_in_folder(root: str, where: str) -> list[ImageFile]:
+    """List the images below a folder as `find_images` does, but open none: their sizes are 0."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise OptionError(f"{where}: '{root}' is missing or no folder, expected a folder of images or '{DEMO}'")
@@ -141,7 +121,7 @@ def files_in_folder(root: str, where: str) -> list[Path]:
     files = [file for file in files_below(folder) if file.suffix.lower() in ENDINGS]
     if not files:
         raise OptionError(f"{where}: '{root}' holds no image, expected files ending in {', '.join(ENDINGS)}")
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+    return [_unopened(file, folder) for file in sorted(files, key=lambda file: file.relative_to(folder).as_posix())]
 
 
 def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -156,46 +136,40 @@ def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[
             yield from files_below(entry, above)
 
 
-def name_below(folder: Path, file: Path) -> str:
-    """Return a file's place below a folder, `/` between folders, without the ending."""
-    return file.relative_to(folder).with_suffix("").as_posix()
+def _unopened(file: Path, folder: Path) -> ImageFile:
+    return ImageFile(str(file), file.relative_to(folder).with_suffix("").as_posix(), str(file), "", 0, 0)
 
 
-def _size_or_error(file: Path) -> tuple[int, int] | BadImageError:
+def _size_or_error(file: ImageFile) -> tuple[int, int] | BadImageError:
     try:
-        with Image.open(file) as image:
+        with Image.open(file.path) as image:
             return image.height, image.width
     except (OSError, Image.DecompressionBombError):
         pass  # Pillow does not know all that OpenCV reads, and OpenCV can say what is wrong with the rest.
     try:
-        height, width, _ = decode(file.read_bytes(), str(file)).shape
+        height, width, _ = decode(Path(file.path).read_bytes(), file.path).shape
     except OSError as error:
-        return BadImageError(f"{file}: cannot be read ({error.strerror})")
+        return BadImageError(f"{file.path}: cannot be read ({error.strerror})")
     except BadImageError as error:
         return error
     return height, width
 
 
 def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
-    """List the images of an LMDB as `find_images` does.
-
-    Raises:
-        OptionError: It is missing, is no LMDB of BasicSR's tool, or holds no image.
-    """
+    """List the images of an LMDB as `find_images` does."""
     folder = Path(root).expanduser()
     if folder.suffix != LMDB_ENDING or not folder.is_dir():
         raise OptionError(f"{where}: '{root}' is missing or no LMDB, expected a folder ending in {LMDB_ENDING}")
-    for file in _LMDB_FILES:
+    for file in ("data.mdb", "meta_info.txt"):
         if not (folder / file).is_file():
             raise OptionError(f"{where}: '{root}' lacks {file}, expected an LMDB made by BasicSR's tool")
-    lines = (folder / "meta_info.txt").read_text(encoding="utf-8").splitlines()
     images = []
-    for line in lines:
+    for line in (folder / "meta_info.txt").read_text(encoding="utf-8").splitlines():
         match = _META_LINE.fullmatch(line)
         if match is None:
             raise OptionError(f"{where}: '{folder / 'meta_info.txt'}' says {line!r}, expected 'KEY.png (H,W,C) LEVEL'")
-        key = match["key"]
-        images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(match["height"]), int(match["width"])))
+        key, height, width = match.groups()
+        images.append(ImageFile(f"{folder}/{key}", key, key, str(folder), int(height), int(width)))
     if not images:
         raise OptionError(f"{where}: '{root}' holds no image, expected lines in its meta_info.txt")
     return sorted(images, key=lambda image: image.key)
@@ -204,30 +178,23 @@ def images_in_lmdb(root: str, where: str) -> list[ImageFile]:
 def distinct_names(images: Iterable[ImageFile]) -> list[str]:
     """Give every image a name that no other has: folders joined with `_`, repeated names numbered `-2`, `-3` …
 
-    Two names that differ in case alone count as the same, because some file systems say so.
+    Names that differ in case alone count as the same, because some file systems say so.
     """
-    taken: set[str] = set()
-    names = []
+    taken: dict[str, str] = {}
     for image in images:
-        flat = image.name.replace(os.sep, "_").replace("/", "_")
-        name, count = flat, 1
+        name = flat = image.name.replace(os.sep, "_").replace("/", "_")
+        numbers = itertools.count(2)
         while name.casefold() in taken:
-            count += 1
-            name = f"{flat}-{count}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+            name = f"{flat}-{next(numbers)}"
+        taken[name.casefold()] = name
+    return list(taken.values())
 
 
 def read_image(image: ImageFile) -> Pixels:
-    """Read an image.
-
-    Returns:
-        (H, W, 3) RGB pixels, 8 or 16 bits unsigned; see `decode`.
+    """Read the pixels of an image; see `decode`.
 
     Raises:
-        BadImageError: The image is missing, unreadable, truncated, of an unknown depth, or not of the size it
-            was listed with.
+        BadImageError: It is missing, unreadable, truncated, of an unknown depth, or not of the size it was listed with.
     """
     pixels = decode(read_bytes(image), image.path)
     height, width, _ = pixels.shape
@@ -237,11 +204,7 @@ def read_image(image: ImageFile) -> Pixels:
 
 
 def read_bytes(image: ImageFile) -> bytes:
-    """Read what is stored of an image.
-
-    Raises:
-        BadImageError: It is missing or cannot be read.
-    """
+    """Read what is stored of an image; a BadImageError if that cannot be."""
     try:
         data: bytes | None = _client(image.lmdb).get(image.key)
     except (OSError, lmdb.Error) as error:
@@ -256,10 +219,7 @@ _clients_lock = threading.Lock()
 
 
 def _client(lmdb_folder: str) -> FileClient:
-    """Return this process's client of an LMDB folder, or that of the disk for an empty string.
-
-    All datasets of a process share it, because LMDB lets a process open a folder only once.
-    """
+    """Return the client of a folder, the only one in this process, as LMDB wants; that of the disk for no folder."""
     with _clients_lock:
         if lmdb_folder not in _clients:
             _clients[lmdb_folder] = FileClient("lmdb", db_paths=lmdb_folder) if lmdb_folder else FileClient("disk")
@@ -267,7 +227,7 @@ def _client(lmdb_folder: str) -> FileClient:
 
 
 def _begin_after_fork() -> None:
-    """Close inherited clients, because LMDB wants a folder used by the process that opened it."""
+    """Close inherited clients, because LMDB wants a folder to be used by the process that opened it."""
     global _clients_lock
     for folder, client in _clients.items():
         if folder:

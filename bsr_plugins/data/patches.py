@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from basicsr.utils import get_root_logger
 from torch import Tensor
 
-from bsr_plugins.data.bad_images import SKIPPED, log_left_out
+from bsr_plugins.data.bad_images import SKIPPED
 from bsr_plugins.data.dataset_options import PatchOptions, read_options
 from bsr_plugins.data.decode import Pixels, to_tensor
 from bsr_plugins.data.image_files import ImageFile, distinct_names, read_image
@@ -17,14 +18,11 @@ from bsr_plugins.errors import OptionError
 from bsr_plugins.seeding import generator_at
 
 _ENOUGH_PIXELS = 128  # larger patches to calibrate on cost more and tell little more
+_LISTED = 3
 
 
 class TrainPatches:
-    """Random patches of training images; see `PairedDegradationDataset`.
-
-    Attributes:
-        images: The images, less those left out as bad.
-    """
+    """The items of phase train; see `PairedDegradationDataset`."""
 
     def __init__(self, options: PatchOptions) -> None:
         self._options = options
@@ -32,7 +30,7 @@ class TrainPatches:
         if self._degradation is not None:
             options.check_degradation(self._degradation)
         self.images, left_out = options.sift_images()
-        log_left_out(f"dataset '{options.name}'", left_out, len(self.images) + len(left_out))
+        _log_left_out(f"dataset '{options.name}'", left_out, len(self.images) + len(left_out))
         self._replacement = options.replacement(self.images)
         self._names = distinct_names(self.images)
         if self._degradation is not None and self._degradation.needs_calibration:
@@ -42,24 +40,20 @@ class TrainPatches:
         return len(self.images)
 
     def item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
-        """Make the item of an image; epoch and position decide its random draws.
-
-        Raises:
-            BadImageError: The image cannot be read, and no other takes its place.
-        """
+        """Make the item of an image; epoch and position decide its random draws."""
         if self._replacement is None:
             return self._item(index, epoch, position)
         item, skipped = self._replacement.take(index, lambda other: self._item(other, epoch, position), epoch, position)
         return item | {SKIPPED: "\n".join(skipped)}
 
     def _item(self, index: int, epoch: int, position: int) -> dict[str, Tensor | str]:
-        image = self.images[index]
+        options, image = self._options, self.images[index]
         pixels = read_image(image)
-        generator = generator_at(self._options.seed, "patches", epoch, position)
-        views = torch.stack([self._view(pixels, generator) for _ in range(self._options.num_views or 1)])
+        generator = generator_at(options.seed, "patches", epoch, position)
+        views = patches(pixels, options.gt_size, options.num_views or 1, options.use_hflip, options.use_rot, generator)
         if self._degradation is None:
             return {"gt": views, "gt_path": image.path}
-        params = self._degradation.sample(1, generator_at(self._options.seed, "degradation", epoch, position))
+        params = self._degradation.sample(1, generator_at(options.seed, "degradation", epoch, position))
         with torch.no_grad():
             gt = self._degradation.target(views[None])
             lq = self._degradation(gt, params)
@@ -70,23 +64,22 @@ class TrainPatches:
             "gt_path": image.path,
         }
 
-    def _view(self, pixels: Pixels, generator: torch.Generator) -> Tensor:
-        options = self._options
-        patch = random_crop(pixels, options.gt_size, generator)
-        return to_tensor(random_flip(patch, options.use_hflip, options.use_rot, generator))
+
+def _log_left_out(where: str, complaints: list[str], count: int) -> None:
+    """Log which of `count` images a dataset leaves out from the start: a few by name, and how many."""
+    if not complaints:
+        return
+    for complaint in complaints[:_LISTED]:
+        get_root_logger().warning(f"{where}: leaves out {complaint}")
+    more = f" (and {len(complaints) - _LISTED} more)" if len(complaints) > _LISTED else ""
+    get_root_logger().warning(f"{where}: leaves out {len(complaints)} of {count} images{more}")
 
 
 def calibration_patches(dataset_opt: Mapping[str, Any]) -> Tensor:
-    """Sample the patches that a training dataset's degradation is calibrated on.
-
-    Args:
-        dataset_opt: The option block of a `PairedDegradationDataset` in phase train; it is left as it is.
-
-    Returns:
-        Patches as `draw_calibration_patches` gives them.
+    """Cut what the degradation of a `PairedDegradationDataset`'s block is calibrated on: `draw_calibration_patches`.
 
     Raises:
-        OptionError: The block cannot be used, or is for another phase.
+        OptionError: The block cannot be used, or is not for phase train.
         BadImageError: An image cannot be read or is smaller than `gt_size`.
     """
     options = read_options(dataset_opt)
@@ -111,14 +104,20 @@ def draw_calibration_patches(images: Sequence[ImageFile], options: PatchOptions)
         generator = generator_at(options.seed, "calibration", number)
         return to_tensor(random_crop(read_image(images[index]), size, generator))
 
-    patches = []
+    cut = []
     for number in range(options.calibration_images):
         index = number * len(images) // options.calibration_images
         if replacement is None:
-            patches.append(patch(number, index))
+            cut.append(patch(number, index))
         else:
-            patches.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
-    return torch.stack(patches)
+            cut.append(replacement.take(index, partial(patch, number), "calibration", number)[0])
+    return torch.stack(cut)
+
+
+def patches(pixels: Pixels, size: int, count: int, hflip: bool, rot: bool, generator: torch.Generator) -> Tensor:
+    """Cut patches (count, 3, size, size) in [0, 1] out of an image; see `random_crop` and `random_flip`."""
+    crops = [random_flip(random_crop(pixels, size, generator), hflip, rot, generator) for _ in range(count)]
+    return torch.stack([to_tensor(crop) for crop in crops])
 
 
 def random_crop(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels:
@@ -130,13 +129,10 @@ def random_crop(pixels: Pixels, size: int, generator: torch.Generator) -> Pixels
 
 
 def random_flip(pixels: Pixels, hflip: bool, rot: bool, generator: torch.Generator) -> Pixels:
-    """Flip and turn pixels as BasicSR does, each way with probability 1/2.
+    """Flip and turn (H, W, 3) pixels as BasicSR does, each way with probability 1/2.
 
-    Args:
-        pixels: (H, W, 3).
-        hflip: May mirror left and right.
-        rot: May mirror top and bottom, and may swap rows and columns; with `hflip`, all eight positions.
-        generator: Three numbers are drawn from it in any case.
+    With `hflip`, left and right may be mirrored; with `rot`, top and bottom, and rows and columns may be swapped; with
+    both, all eight positions occur. Three numbers are drawn in any case.
     """
     mirror, upset, transpose = (_randint(2, generator) == 1 for _ in range(3))
     if hflip and mirror:

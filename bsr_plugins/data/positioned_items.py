@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +60,6 @@ class PositionedDataset(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def __getitem__(self, index: int) -> Any:
-        """Make the item of an index.
-
-        Raises:
-            BadImageError: The item's image cannot be read or used, and no other takes its place.
-        """
         place = index if isinstance(index, PositionedIndex) else PositionedIndex(index, 0, index)
         if self._replacement is None:
             return self._item(place, place)
@@ -75,7 +70,9 @@ class PositionedDataset(Dataset[Any]):
 
     def _item(self, index: int, place: PositionedIndex) -> Any:
         try:
-            with _global_states(derive_seed(self._seed, "sample", place.epoch, place.position)):
+            # In the main process the model may draw from the same generators.
+            with nullcontext() if get_worker_info() is not None else random_states_kept():
+                seed_random_states(derive_seed(self._seed, "sample", place.epoch, place.position), devices=False)
                 item = self.dataset[PositionedIndex(index, place.epoch, place.position)]
         except BSRError:
             raise
@@ -85,31 +82,30 @@ class PositionedDataset(Dataset[Any]):
                 raise
             raise bad from error
         if isinstance(item, Mapping):
-            self._check_is_asked_for(index, item)
+            # Some datasets take another file for one that they cannot read.
+            files = item_files(self.dataset, index)
+            given = {item[key] for key in _PATH_KEYS if isinstance(item.get(key), str)}
+            if not given <= {file.key for file in files}:
+                for file in files:
+                    _read(self.dataset, file)
         return item
 
-    def _names(self, index: int) -> list[str]:
-        return [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
-
-    def _bad_files(self, index: int, error: BSRError) -> str:
+    def _bad_files(self, index: int, error: Exception) -> str:
         """Name the file that an error is about, or all files of the item."""
-        names = self._names(index)
+        names = [file.name for file in item_files(self.dataset, index)] or [f"{self._where}, item {index}"]
         return next((name for name in names if str(error).startswith(f"{name}: ")), " and ".join(names))
 
     def _why_bad(self, index: int, error: Exception) -> BSRError | None:
-        """Find out whether an item could not be made because of its files; they are read again for that.
-
-        Returns:
-            A BadImageError that names the file, or all files of the item, and the reason; a BSRError for an LMDB that
-            cannot be read; None if the error has nothing to do with files.
-        """
+        """Read an item's files again to say which is at fault; None if the error has nothing to do with files."""
         files = item_files(self.dataset, index)
         for file in files:
             try:
-                _try_to_read(self.dataset, file, decoded=True)
+                data = _read(self.dataset, file)
+                if data is not None:
+                    decode(data, file.name)
             except BadImageError as bad:
                 return bad
-        names = " and ".join(self._names(index))
+        names = self._bad_files(index, error)
         if isinstance(error, lmdb.Error):
             return BSRError(f"{names}: cannot be read ({described(error)})")
         # OpenCV returns None in the place of an image that it cannot decode.
@@ -117,26 +113,6 @@ class PositionedDataset(Dataset[Any]):
         if of_none or isinstance(error, OSError | ValueError | cv2.error):
             return BadImageError(f"{names}: cannot be used ({described(error)})")
         return None
-
-    def _check_is_asked_for(self, index: int, item: Mapping[str, Any]) -> None:
-        """Check that an item comes from the files of its index: some datasets take others for those they cannot read.
-
-        Raises:
-            BadImageError: It does not, as one of those cannot be read.
-        """
-        files = item_files(self.dataset, index)
-        given = {item[key] for key in _PATH_KEYS if isinstance(item.get(key), str)}
-        if not given <= {file.key for file in files}:
-            for file in files:
-                _try_to_read(self.dataset, file, decoded=False)
-
-
-@contextmanager
-def _global_states(seed: int) -> Iterator[None]:
-    """Seed the global random states; where a model may draw from them too, put them back afterwards."""
-    with nullcontext() if get_worker_info() is not None else random_states_kept():
-        seed_random_states(seed, devices=False)
-        yield
 
 
 class ItemFile(NamedTuple):
@@ -156,60 +132,43 @@ class ItemFile(NamedTuple):
 
 
 def item_files(dataset: Any, index: int) -> list[ItemFile]:
-    """Name the files that an item comes from, if the dataset is like BasicSR's.
+    """Name the files that an item comes from, if the dataset is like BasicSR's; none if it is not.
 
     These have a list `paths` of paths, or of mappings with keys like `gt_path`; in an LMDB the paths are its keys.
-
-    Returns:
-        The files; none if the dataset does not name them.
     """
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list | tuple) or not 0 <= index < len(paths):
         return []
-    entry = paths[index]
-    folders = _lmdb_folders(dataset)
-    if isinstance(entry, Mapping):
-        ending = "_path"
-        named = {key.removesuffix(ending): path for key, path in entry.items() if str(key).endswith(ending)}
-    else:
-        named = {next(iter(folders), "gt"): entry}
-    return [
-        ItemFile(f"{folders[client]}/{path}", str(path), None, client)
-        if client in folders
-        else ItemFile(str(path), str(path), Path(path), client)
-        for client, path in named.items()
-        if isinstance(path, str | Path)
-    ]
-
-
-def _lmdb_folders(dataset: Any) -> dict[str, str]:
-    """Return the LMDB folder of every storage of a dataset, by its name; none for one that reads from disk."""
+    named, folders = paths[index], dict[str, str]()
     backend = getattr(dataset, "io_backend_opt", None)
-    if not isinstance(backend, Mapping) or "db_paths" not in backend:
-        return {}
-    folders, clients = (
-        value if isinstance(value, list | tuple) else [value]
-        for value in (backend["db_paths"], backend.get("client_keys", "default"))
-    )
-    return dict(zip(clients, map(str, folders), strict=False))
+    if isinstance(backend, Mapping) and "db_paths" in backend:
+        storages = (backend.get("client_keys", "default"), backend["db_paths"])
+        clients, places = (value if isinstance(value, list | tuple) else [value] for value in storages)
+        folders = dict(zip(clients, map(str, places), strict=False))
+    if not isinstance(named, Mapping):
+        named = {f"{next(iter(folders), 'gt')}_path": named}
+    files = []
+    for key, path in named.items():
+        client = str(key).removesuffix("_path")
+        if client == key or not isinstance(path, str | Path):
+            continue
+        if client in folders:
+            files.append(ItemFile(f"{folders[client]}/{path}", str(path), None, client))
+        else:
+            files.append(ItemFile(str(path), str(path), Path(path), client))
+    return files
 
 
-def _try_to_read(dataset: Any, file: ItemFile, decoded: bool) -> None:
-    """Read a file as the dataset does.
-
-    Raises:
-        BadImageError: It cannot be read or, if it is to be `decoded`, is no whole image.
-    """
+def _read(dataset: Any, file: ItemFile) -> bytes | None:
+    """Read a file as the dataset does; None where that is not possible here. A BadImageError if it cannot be read."""
     try:
         if file.path is not None:
-            data = file.path.read_bytes()
-        elif getattr(dataset, "file_client", None) is not None:
-            data = dataset.file_client.get(file.key, file.client)
-        else:
-            return  # an LMDB that this process has not opened, nor may it twice
+            return file.path.read_bytes()
+        if getattr(dataset, "file_client", None) is None:
+            return None  # an LMDB that this process has not opened, nor may it twice
+        data: bytes | None = dataset.file_client.get(file.key, file.client)
     except (OSError, lmdb.Error) as error:
         raise BadImageError(f"{file.name}: cannot be read ({error})") from error
     if data is None:
         raise BadImageError(f"{file.name}: the LMDB has no such key, though its meta_info.txt lists it")
-    if decoded:
-        decode(data, file.name)
+    return data

@@ -14,9 +14,7 @@ from bsr_plugins.seeding import generator_at
 class PositionedIndex(int):
     """The index of a sample, with the epoch and the place in it at which the training loader asks for it.
 
-    In every other way it is the plain index, and arithmetic on it gives plain integers. A dataset that draws its random
-    numbers from `epoch` and `position` draws the same ones for any number of workers, and others in the next epoch. The
-    engine resumes a run at the position at which it was stopped, BasicSR's trainer at the beginning of its epoch.
+    In every other way it is the plain index, and arithmetic on it gives plain integers.
 
     Attributes:
         epoch: The epoch, from 0.
@@ -29,7 +27,6 @@ class PositionedIndex(int):
     position: int
 
     def __new__(cls, index: int, epoch: int, position: int) -> PositionedIndex:
-        """Make the index `index` (from 0) that is drawn at `position` of `epoch`."""
         self = super().__new__(cls, index)
         self.epoch = epoch
         self.position = position
@@ -42,18 +39,10 @@ class PositionedIndex(int):
 class RunSampler(Sampler[PositionedIndex]):
     """Yields the indices of a rank in an epoch, each with its position.
 
-    An epoch shuffles `num_samples` · `ratio` places, over which the images are spread as evenly as by BasicSR's
-    `EnlargedSampler`; the order is a function of the seed and the epoch. Only whole batches of all ranks are taken:
-    batch k of rank r are the positions r + `world_size` · (k · `batch_size` …), so that all ranks together see what one
-    process with their batches together sees.
-
-    Args:
-        num_samples: Number of images.
-        world_size: Number of processes.
-        rank: This process, from 0.
-        seed: The run's `manual_seed`.
-        ratio: `dataset_enlarge_ratio`, how often each image comes in an epoch.
-        batch_size: Images in a batch of one process.
+    An epoch shuffles `num_samples` · `ratio` places (`ratio` is `dataset_enlarge_ratio`), over which the images are
+    spread as evenly as by BasicSR's `EnlargedSampler`; the order is a function of the seed and the epoch. Only whole
+    batches of all ranks are taken: batch k of rank r are the positions r + `world_size` · (k · `batch_size` …), so that
+    all ranks together see what one process with their batches together sees.
     """
 
     def __init__(
@@ -67,46 +56,36 @@ class RunSampler(Sampler[PositionedIndex]):
         self._places = math.ceil(num_samples * ratio)
         self._epoch = 0
         self._first_batch = 0
-        self._round = 0  # which of the iterators still has to go on
-        self._stopped = False
+        self._underway: object | None = object()  # of the iterators that still have to go on
 
     @property
     def batches_per_epoch(self) -> int:
-        """The number of whole batches in an epoch."""
         return self._places // (self._batch_size * self._world_size)
 
     def set_position(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, and the batch in it, that the next iterator begins with.
-
-        Raises:
-            ValueError: There is no such batch in an epoch.
-        """
+        """Choose the epoch and the batch in it, both from 0, that the next iterator begins with."""
         if epoch < 0 or not 0 <= first_batch <= self.batches_per_epoch:
             raise ValueError(f"epoch {epoch}, batch {first_batch}: expected a batch up to {self.batches_per_epoch}")
         self._epoch, self._first_batch = epoch, first_batch
-        self._round += 1
-        self._stopped = False
+        self._underway = object()
 
     def stop(self) -> None:
         """End the iterators that are underway; those to come are empty until the position is set."""
-        self._round += 1
-        self._stopped = True
+        self._underway = None
 
     def __len__(self) -> int:
         return (self.batches_per_epoch - self._first_batch) * self._batch_size
 
     def __iter__(self) -> Iterator[PositionedIndex]:
-        if self._stopped:
-            return iter(())
         # The position is taken now, not when the first index is asked for.
-        return self._indices(self._epoch, self._first_batch, self._round)
+        return self._indices(self._epoch, self._first_batch, self._underway)
 
-    def _indices(self, epoch: int, first_batch: int, number: int) -> Iterator[PositionedIndex]:
+    def _indices(self, epoch: int, first_batch: int, underway: object | None) -> Iterator[PositionedIndex]:
         first, last = (batch * self._batch_size for batch in (first_batch, self.batches_per_epoch))
         positions = range(self._rank + self._world_size * first, self._world_size * last, self._world_size)
         order = torch.randperm(self._places, generator=generator_at(self._seed, "order", epoch))
         mine = order[positions.start : positions.stop : positions.step]
         for position, place in zip(positions, mine.tolist(), strict=True):
-            if self._round != number:
+            if underway is None or self._underway is not underway:
                 return
             yield PositionedIndex(place % self._images, epoch, position)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,7 +23,7 @@ from bsr_plugins.data.image_files import DEMO, read_image
 from bsr_plugins.data.whole_images import WholeImages
 from bsr_plugins.data.workers import worker_pool
 from bsr_plugins.degradations import Setting
-from bsr_plugins.errors import BSRError, OptionError
+from bsr_plugins.errors import OptionError
 from bsr_plugins.options.declared import read_block
 
 MANIFEST = "manifest.json"
@@ -43,9 +42,7 @@ class SetRequest:
     Attributes:
         roots: Folders of HR images, searched with their sub-folders, or `demo`.
         out: Folder to write: a new or empty one, or one that the same request has begun.
-        protocol: A protocol's name.
-        scale: Downsampling factor.
-        settings: Names of those settings that are wanted; None for all.
+        settings: Names of those settings of the protocol that are wanted; None for all.
         seed: Of the noise, at least 0.
     """
 
@@ -58,7 +55,7 @@ class SetRequest:
 
 
 class Count(NamedTuple):
-    """How many images were there whole, and how many were written."""
+    """How many images were there and whole, and how many were written."""
 
     kept: int
     written: int
@@ -77,11 +74,6 @@ def make_test_set(request: SetRequest, processes: int = 1, progress: bool = Fals
     begun is taken up: every PNG that is whole (size and checksums) stays. All sources are read before anything is
     written.
 
-    Args:
-        request: What is wanted.
-        processes: Processes to work in; 1 for this one.
-        progress: Show progress bars on stderr.
-
     Raises:
         OptionError: The request cannot be carried out, or the folder holds something else.
         BadImageError: A source cannot be read or is too small.
@@ -91,98 +83,74 @@ def make_test_set(request: SetRequest, processes: int = 1, progress: bool = Fals
     integer(processes, "processes", 1)
     maker = _Maker(request)
     _check_out(request)
-    with worker_pool(maker, len(maker.images), min(processes, len(maker.images)), progress) as run:
-        sources = run(_Maker.inspect, "reading")
-        manifest = maker.manifest(sources)
-        _begin(request.out, manifest)
+    count = len(maker.items.images)
+    with worker_pool(maker, count, min(processes, count), progress) as run:
+        _begin(request.out, maker.manifest(run(_Maker.inspect, "reading")))
         counts = run(_Maker.make, "degrading")
     (request.out / UNFINISHED).replace(request.out / MANIFEST)
     return Count(sum(count.kept for count in counts), sum(count.written for count in counts))
 
 
-class _Source(NamedTuple):
-    """A source that was read to its end."""
-
-    sha256: str
-    height: int
-    width: int
-
-
 class _Maker:
-    """Makes the files of one image after the other; sent to every process."""
+    """Makes the files of one image after the other; every process gets one."""
 
     def __init__(self, request: SetRequest) -> None:
         for root in request.roots:
             if Path(root).suffix == ".lmdb":
                 raise OptionError(f"folder: '{root}' is an LMDB, expected a folder of image files")
-        block = {
-            "name": "test set",
-            "phase": "test",
-            "scale": request.scale,
-            "dataroot_gt": list(request.roots),
-            "seed": request.seed,
-            "protocol": request.protocol,
-            "settings": None if request.settings is None else list(request.settings),
-        }
-        options = read_block(WholeImageOptions, block)
         self.request = request
-        self.items = WholeImages(options)
-        self.images, self.names, self.settings = self.items.images, self.items.names, self.items.settings
+        block = {"name": "test set", "phase": "test", "scale": request.scale, "dataroot_gt": list(request.roots)}
+        block |= {"seed": request.seed, "protocol": request.protocol}
+        if request.settings is not None:
+            block["settings"] = list(request.settings)
+        self.items = WholeImages(read_block(WholeImageOptions, block))
 
-    def inspect(self, number: int) -> _Source:
-        """Read a source to its end."""
-        image = self.images[number]
-        height, width, _ = read_image(image).shape
-        return _Source(hashlib.sha256(Path(image.path).read_bytes()).hexdigest(), height, width)
+    def inspect(self, number: int) -> dict[str, Any]:
+        image, scale = self.items.images[number], self.request.scale
+        sides = read_image(image).shape[:2]
+        return {
+            "name": f"{self.items.names[number]}.png",
+            "source": image.name + Path(image.path).suffix,
+            "sha256": hashlib.sha256(Path(image.path).read_bytes()).hexdigest(),
+            "hr": [side - side % scale for side in sides],
+            "lr": [side // scale for side in sides],
+        }
 
-    def manifest(self, sources: Sequence[_Source]) -> dict[str, Any]:
-        """Describe the set."""
-        scale = self.request.scale
+    def manifest(self, images: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "version": bsr_plugins.__version__,
             "protocol": self.request.protocol,
-            "scale": scale,
+            "scale": self.request.scale,
             "seed": self.request.seed,
-            "settings": {setting.name: _parameters(setting) for setting in self.settings},
-            "images": [
-                {
-                    "name": f"{name}.png",
-                    "source": image.name + Path(image.path).suffix,
-                    "sha256": source.sha256,
-                    "hr": [side - side % scale for side in (source.height, source.width)],
-                    "lr": [side // scale for side in (source.height, source.width)],
-                }
-                for image, name, source in zip(self.images, self.names, sources, strict=True)
-            ],
+            "settings": {setting.name: _parameters(setting) for setting in self.items.settings},
+            "images": images,
         }
 
     def make(self, number: int) -> Count:
-        """Write the files of an image that are missing or not whole."""
-        out, scale, file = self.request.out, self.request.scale, f"{self.names[number]}.png"
-        pixels = read_image(self.images[number])
+        out, scale, file = self.request.out, self.request.scale, f"{self.items.names[number]}.png"
+        pixels, settings = read_image(self.items.images[number]), self.items.settings
         height, width = (side - side % scale for side in pixels.shape[:2])
         written = 0
         if not _is_whole(out / "HR" / file, height, width):
             _write_png(out / "HR" / file, pixels[:height, :width])
             written += 1
-        for place, setting in enumerate(self.settings):
+        for place, setting in enumerate(settings):
             target = out / f"LR_{setting.name}" / f"X{scale}" / file
             if not _is_whole(target, height // scale, width // scale):
-                lq = self.items.item(number * len(self.settings) + place)["lq"]
+                lq = self.items.item(number * len(settings) + place)["lq"]
                 assert isinstance(lq, torch.Tensor)
                 _write_png(target, (lq * _LEVELS).round().to(torch.uint8).permute(1, 2, 0).numpy())
                 written += 1
-        return Count(1 + len(self.settings) - written, written)
+        return Count(1 + len(settings) - written, written)
 
 
 def _parameters(setting: Setting) -> dict[str, float]:
-    """Return a setting's parameters but the seed of its noise, which differs between images."""
+    """Return a setting's parameters, but for the seed of its noise, which differs between images."""
     return {key: float(value[0]) for key, value in setting.params.items() if key != "noise_seed"}
 
 
 def _check_out(request: SetRequest) -> None:
-    """Raise an OptionError for a folder among the HR images, one with other things in it, or what is no folder."""
     out = request.out
     for root in request.roots:
         if root != DEMO and out.resolve().is_relative_to(Path(root).expanduser().resolve()):
@@ -194,7 +162,7 @@ def _check_out(request: SetRequest) -> None:
 
 
 def _begin(out: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest under the name of an unfinished one, or find that the one there is the same."""
+    """Make the folders, and write the manifest under the name of an unfinished one."""
     for name in (MANIFEST, UNFINISHED):
         if (out / name).exists():
             _compare(out / name, manifest)
@@ -207,7 +175,7 @@ def _begin(out: Path, manifest: dict[str, Any]) -> None:
 
 
 def _compare(file: Path, manifest: dict[str, Any]) -> None:
-    """Raise an OptionError that names the first difference between a manifest and the file of another."""
+    """Raise an OptionError that names the first difference between a manifest and a file."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -232,8 +200,5 @@ def _is_whole(file: Path, height: int, width: int) -> bool:
 
 
 def _write_png(file: Path, pixels: Pixels) -> None:
-    """Write (H, W, 3) RGB pixels of 8 or 16 bits."""
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
-    if not done:
-        raise BSRError(f"{file}: OpenCV cannot encode pixels of shape {pixels.shape}")
+    _, data = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))
     write_atomically(file, data.tobytes())

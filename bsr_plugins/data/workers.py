@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
-from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import torch
@@ -35,27 +34,20 @@ _worker_here: list[Any] = []
 
 
 class WorkerProcesses:
-    """The worker processes of a loader, apart from what torch does about them.
+    """Ends the worker processes of a loader when they should, which torch does not.
 
     SIGINT and SIGTERM, which reach all processes of a run, do not end them: the process that they work for needs them
     until it has stopped. They end with it, also if it is killed; when `end` is called; and when the loader is collected
     as garbage, as torch would wait for them in vain if that is because an error's traceback is.
-
-    Args:
-        loader: What they load for.
     """
 
     def __init__(self, loader: object) -> None:
-        self._parent = None if multiprocessing.get_start_method() == "forkserver" else os.getpid()
-        self._ending = torch.zeros((), dtype=torch.bool).share_memory_()
+        parent = None if multiprocessing.get_start_method() == "forkserver" else os.getpid()
+        ending = torch.zeros((), dtype=torch.bool).share_memory_()
+        self.start = functools.partial(_start_worker, ending, parent)  # the loader's `worker_init_fn`
         # When this process ends, it has to be done before multiprocessing sends workers a SIGTERM and waits for them.
         # Not by atexit: the ranks of torch.multiprocessing.spawn, for one, pass by that.
-        self._end = multiprocessing.util.Finalize(loader, self._ending.fill_, args=(True,), exitpriority=_FIRST)
-
-    @property
-    def start(self) -> Callable[[int], None]:
-        """The `worker_init_fn` of the loader."""
-        return functools.partial(_start_worker, self._ending, self._parent)
+        self._end = multiprocessing.util.Finalize(loader, ending.fill_, args=(True,), exitpriority=_FIRST)
 
     def end(self) -> None:
         """Have them end very soon, whatever they are doing."""
@@ -64,7 +56,7 @@ class WorkerProcesses:
 
 @contextmanager
 def stop_signals_held_back() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back for as long as this lasts, and in processes that begin meanwhile."""
+    """Hold SIGINT and SIGTERM back, also in processes that begin meanwhile."""
     if not hasattr(signal, "pthread_sigmask"):  # not on Windows
         yield
         return
@@ -84,11 +76,9 @@ def _start_worker(ending: Tensor, parent: int | None, _worker: int) -> None:
 
 
 def end_with(parent: int, ending: Tensor | None = None) -> None:
-    """End this process when its parent has ended: torch's workers look after that only when they have nothing to do.
+    """End this process when the one of this id, its parent, has ended or raises the flag `ending`.
 
-    Args:
-        parent: The process id of the parent.
-        ending: A flag that the parent raises before it asks this process to end, by a SIGTERM, and waits for that.
+    Torch's workers look after that only when they have nothing to do.
     """
 
     def watch() -> None:
@@ -101,15 +91,9 @@ def end_with(parent: int, ending: Tensor | None = None) -> None:
 
 @contextmanager
 def worker_pool(worker: Any, count: int, processes: int, progress: bool) -> Iterator[Run]:
-    """Give what calls a method of a worker for the numbers 0 … count − 1, each process with one thread.
+    """Give what calls a method of a worker, of which every process gets a copy, for the numbers 0 … count − 1.
 
-    Sums depend on the number of threads in the last digits, and so might a pixel.
-
-    Args:
-        worker: What has the methods; every process gets a copy.
-        count: How many numbers.
-        processes: Processes to work in; 1 for this one.
-        progress: Whether to show progress bars on stderr.
+    One process is this one. Each has one thread, on whose number the last digits of sums depend, and so might a pixel.
 
     Raises:
         BSRError: A process died.
@@ -123,7 +107,10 @@ def worker_pool(worker: Any, count: int, processes: int, progress: bool) -> Iter
         finally:
             torch.set_num_threads(threads)
         return
-    with ProcessPoolExecutor(processes, _context(type(worker).__module__), _start, (worker,)) as pool:
+    # Not forks of this process, whose torch may have threads, which forks lack.
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__, type(worker).__module__])  # imported once for all
+    with ProcessPoolExecutor(processes, context, _start, (worker,)) as pool:
         try:
             yield lambda method, title: list(bar(pool.map(_call, [method] * count, range(count)), title))
         except BrokenProcessPool as error:
@@ -133,15 +120,6 @@ def worker_pool(worker: Any, count: int, processes: int, progress: bool) -> Iter
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _context(module: str) -> BaseContext:
-    """Choose how processes begin: not as forks of this one, whose torch may have threads, which forks lack."""
-    if "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, module])  # imported once for all
-    return context
 
 
 def _start(worker: Any) -> None:

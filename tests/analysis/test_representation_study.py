@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,16 +21,15 @@ from bsr_plugins.analysis.representation_study import (
     WIDTHS,
     Figures,
     Study,
-    Variant,
     run_variant,
     start_degrader,
 )
 from bsr_plugins.archs import ReDSRDegrader
 from bsr_plugins.data.decode import Pixels
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "compare_representations.py"
-TINY = Study(iters=3, batch_size=2, gt_size=48, num_feat=16)
-BOTH = VARIANTS["both (model 4)"]
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TINY = Study(iters=2, batch_size=2, gt_size=48, num_feat=16)
+BOTH = "both (model 4)"
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +39,37 @@ def photographs() -> tuple[list[Pixels], list[Pixels]]:
     return [astronaut, coffee], [astronaut[:200, 100:300], coffee[:128, :300], coffee[150:300, 50:200]]
 
 
-def run(variant: Variant, photographs: tuple[list[Pixels], list[Pixels]], study: Study = TINY) -> tuple[Figures, ...]:
-    return run_variant(variant, study, *photographs)
+@pytest.fixture(scope="module")
+def runs(photographs: tuple[list[Pixels], list[Pixels]]) -> dict[str, tuple[Figures, Figures]]:
+    """One run of every variant."""
+    return {name: run_variant(variant, TINY, *photographs) for name, variant in VARIANTS.items()}
 
 
-def test_all_runs_start_from_the_same_network(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
-    starts = [run(variant, photographs)[0] for variant in VARIANTS.values()]
-    for start in starts:
-        assert start[2:] == starts[0][2:]
+def test_all_runs_start_from_the_same_network(runs: dict[str, tuple[Figures, Figures]]) -> None:
+    for start, _ in runs.values():
+        assert start[2:] == runs[BOTH][0][2:]
         assert math.isnan(start.training_redegradation)
         assert -1 <= start.silhouette <= 1
         assert start.calinski_harabasz > 0
 
 
-def test_what_is_measured_depends_on_the_losses(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
-    after = {name: run(variant, photographs)[1] for name, variant in VARIANTS.items()}
-    for name, figures in after.items():
+def test_what_is_measured_depends_on_the_losses(runs: dict[str, tuple[Figures, Figures]]) -> None:
+    for name, (_, figures) in runs.items():
         without = not VARIANTS[name].redegradation
         assert math.isnan(figures.redegradation) == math.isnan(figures.training_redegradation) == without
-    told = {name: (figures.mean, figures.std, figures.silhouette) for name, figures in after.items()}
+    measured = {name: (after.mean, after.std, after.silhouette) for name, (_, after) in runs.items()}
     # Where the degrader is fed a constant, the encoder learns nothing from it.
-    assert told.pop("both, degrader fed a constant") == told["energy distance (model 3)"]
-    assert len(set(told.values())) == len(told)
+    assert measured.pop("both, degrader fed a constant") == measured["energy distance (model 3)"]
+    assert len(set(measured.values())) == len(measured)
 
 
-def test_a_run_is_repeated_by_its_seed_alone(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
-    first = run(BOTH, photographs)[1]
+def test_a_run_is_repeated_by_its_seed_alone(
+    runs: dict[str, tuple[Figures, Figures]], photographs: tuple[list[Pixels], list[Pixels]]
+) -> None:
     torch.rand(5)
-    assert run(BOTH, photographs)[1] == first
-    assert run(BOTH, photographs, Study(iters=3, batch_size=2, gt_size=48, num_feat=16, seed=1))[1] != first
+    again, other = (run_variant(VARIANTS[BOTH], replace(TINY, seed=seed), *photographs)[1] for seed in (0, 1))
+    assert again == runs[BOTH][1]
+    assert again != other
 
 
 def test_the_degrader_starts_as_an_average(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
@@ -81,30 +82,34 @@ def test_the_degrader_starts_as_an_average(photographs: tuple[list[Pixels], list
     assert near < 1e-6 < 0.01 < far
 
 
-def test_the_degrader_has_a_learning_rate_of_its_own(photographs: tuple[list[Pixels], list[Pixels]]) -> None:
-    slow = Study(iters=3, batch_size=2, gt_size=48, num_feat=16, degrader_lr=1e-9)
-    variant = VARIANTS["re-degradation (model 2)"]
-    assert run(variant, photographs, slow)[1].redegradation != run(variant, photographs)[1].redegradation
+def test_the_degrader_has_a_learning_rate_for_itself(
+    runs: dict[str, tuple[Figures, Figures]], photographs: tuple[list[Pixels], list[Pixels]]
+) -> None:
+    name = "re-degradation (model 2)"
+    slow = run_variant(VARIANTS[name], replace(TINY, degrader_lr=1e-9), *photographs)[1]
+    assert slow.redegradation != runs[name][1].redegradation
 
 
 def test_the_widths_are_those_of_the_papers_figure() -> None:
     assert WIDTHS == (0.5, 1.4, 2.3, 3.2, 4.1, 5.0)
 
 
-def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
-    call = [sys.executable, str(TOOL), *arguments]
-    return subprocess.run(call, capture_output=True, text=True, check=False, cwd=folder, env=environment)
-
-
-def test_command_line_prints_the_tables(tmp_path: Path) -> None:
-    done = command("--iters", "1", "--batch-size", "2", "--num-feat", "16", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines() if line.startswith("| ")]
+def test_command_line_prints_the_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), data.astronaut()[40 * number :, 40 * number :][:130, :140])
+    monkeypatch.syspath_prepend(str(TOOLS))
+    arguments = ["--iters", "1", "--batch-size", "2", "--num-feat", "16", "--processes", "1"]
+    monkeypatch.setattr(sys, "argv", ["compare_representations.py", "--dataroot", str(tmp_path), *arguments])
+    # Imported by its name, as the other process does that makes the runs.
+    assert importlib.import_module("compare_representations").compare() == 0
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in printed.splitlines() if line.startswith("| ")]
     redegrading = [name for name, variant in VARIANTS.items() if variant.redegradation]
     target = "(the target of the energy distance)"
     assert rows == ["losses", *redegrading, "losses", target, "(untrained)", *VARIANTS]
-    assert not list(tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize(

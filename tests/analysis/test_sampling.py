@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -16,8 +16,6 @@ from bsr_plugins.analysis.sampling import DistanceCurve, Spread, measure_spreads
 from bsr_plugins.data.decode import decode, to_tensor
 from bsr_plugins.data.image_files import demo_photographs
 from bsr_plugins.degradations import ClassicalDegradation
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "plot_sampling.py"
 
 
 def photographs(phase: str) -> torch.Tensor:
@@ -56,12 +54,16 @@ def test_samplers_share_the_draws_and_ads_is_the_more_even() -> None:
     assert ads.coefficient_of_variation < 0.6 * uniform.coefficient_of_variation
 
 
-def test_command_line_prints_the_table_and_draws_the_plot(tmp_path: Path) -> None:
+def test_command_line_prints_the_table_and_draws_the_plot(
+    load_tool: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     plot = tmp_path / "sampling.png"
-    command = [sys.executable, str(TOOL), "--patches", "2", "--draws", "500", "--out", str(plot)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOOL.parents[1])
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    monkeypatch.setattr(sys, "argv", ["plot_sampling.py", "--patches", "2", "--draws", "500", "--out", str(plot)])
+    assert load_tool("plot_sampling").plot() == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| CV of D over 10 bins", "| uniform", "| power 0.5", "| ads"]
     drawn = cv2.imread(str(plot))
     assert drawn is not None

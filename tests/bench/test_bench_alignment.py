@@ -5,22 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
 
 from bsr_plugins.analysis.alignment_study import VARIANTS
 
-if TYPE_CHECKING:
-    from tests.conftest import Project
 
-
-def test_prints_a_row_for_every_regulariser(project: Project) -> None:
-    outcome = project.python(
-        "tools/bench/alignment.py", "--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"
-    )
-    assert outcome.status == 0, outcome.output
-    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
+def test_prints_a_row_for_every_regulariser(
+    load_tool: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--device", "cpu", "--size", "tiny", "--threads", "1", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["alignment.py", *arguments])
+    load_tool("bench/alignment").main()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[3] for row in rows] == list(reversed(VARIANTS))
     plain = float(rows[0][4])
     for row in rows:

@@ -6,12 +6,8 @@ import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from tests.conftest import Project
 
 TINY = ["--size", "96", "--repeats", "1", "--batch", "2", "--views", "1", "--threads", "1"]
 
@@ -21,17 +17,20 @@ def bench(load_tool: Callable[[str], ModuleType]) -> ModuleType:
     return load_tool("bench/degradations")
 
 
-def test_prints_the_agreement_and_the_times(project: Project) -> None:
-    outcome = project.python("tools/bench/degradations.py", *TINY)
-    assert outcome.status == 0, outcome.output
-    greatest = re.search(r"Greatest difference: (\S+) grey levels", outcome.output)
-    assert greatest is not None, outcome.output
+def test_prints_the_agreement_and_the_times(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["degradations.py", *TINY])
+    assert bench.main() == 0
+    printed = capsys.readouterr().out
+    greatest = re.search(r"Greatest difference: (\S+) grey levels", printed)
+    assert greatest is not None, printed
     assert 0 < float(greatest[1]) < 1e-3
-    rows = [line for line in outcome.output.splitlines() if re.match(r"\| (one|2×1), .* 1 \|", line)]
-    assert len(rows) == 6, outcome.output
+    rows = [line for line in printed.splitlines() if re.match(r"\| (one|2×1), .* 1 \|", line)]
+    assert len(rows) == 6, printed
     assert all(float(cell) > 0 for row in rows for cell in row.strip("| ").split("|")[3:])
-    rows = [line for line in outcome.output.splitlines() if re.match(r"\| (whole|without sharpening) \| 1 ", line)]
-    assert len(rows) == 2, outcome.output
+    rows = [line for line in printed.splitlines() if re.match(r"\| (whole|without sharpening) \| 1 ", line)]
+    assert len(rows) == 2, printed
     times = [[float(cell) for cell in row.strip("| ").split("|")[2:]] for row in rows]
     assert all(plain > 0 and ours > 0 for plain, ours, _ in times)
     assert all(ratio == pytest.approx(plain / ours, abs=0.1, rel=0.1) for plain, ours, ratio in times)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from tests.conftest import Project
 
 ARGUMENTS = ("--iterations", "12", "--batch-size", "1", "--repeats", "1")
 
 
-def test_prints_the_ratio_of_a_run(project: Project) -> None:
-    shutil.copytree(Path(__file__).parents[2] / "options", project.root / "options")
-    outcome = project.python("tools/bench/engine.py", "--runs", "sr", *ARGUMENTS)
-    assert outcome.status == 0, outcome.output
-    (row,) = [[cell.strip() for cell in line.strip("| ").split("|")] for line in outcome.output.splitlines()[2:]]
+def test_prints_the_ratio_of_runs_in_turn(
+    load_tool: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, made = load_tool("bench/engine"), []
+
+    def measure(_run: str, pipeline: str, _: object) -> list[float]:
+        made.append(pipeline)
+        return [10.0, 20.0, 90.0] if pipeline == "stock" else [21.0 + len(made)] * 3
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["engine.py", "--runs", "aacl", "--repeats", "2"])
+    bench.main()
+    assert made == ["stock", "engine", "engine", "stock"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["| aacl | 6 | 20 | 23.5 | 1.175 | 1.150 to 1.200 |"]
+
+
+@pytest.mark.slow
+def test_prints_the_ratio_of_a_run(
+    load_tool: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engine.py", "--runs", "sr", *ARGUMENTS])
+    load_tool("bench/engine").main()
+    printed = capsys.readouterr().out.splitlines()
+    (row,) = [[cell.strip() for cell in line.strip("| ").split("|")] for line in printed[2:]]
     name, iterations, stock, own, ratio, of_pairs = row
     assert (name, iterations) == ("sr", "1")
     assert of_pairs == f"{ratio} to {ratio}"

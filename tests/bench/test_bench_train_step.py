@@ -6,14 +6,11 @@ import re
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import plain_step
-
-if TYPE_CHECKING:
-    from tests.conftest import Project
 
 TINY = ["--device", "cpu", "--width", "tiny", "--threads", "1", "--repeats", "1"]
 
@@ -27,14 +24,22 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("| ").split("|")]
 
 
-def test_prints_the_agreement_and_the_costs(project: Project) -> None:
-    outcome = project.python("tools/bench/train_step.py", *TINY)
-    assert outcome.status == 0, outcome.output
-    apart = re.findall(r"^\| cpu \| (l_\w+|gradients).*\| (\S+) \|$", outcome.output, re.MULTILINE)
+@pytest.mark.parametrize("memory", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_prints_the_agreement_and_the_costs(
+    memory: bool, bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory is measured in fresh processes, which take long to start."""
+    if not memory:
+        monkeypatch.setattr(bench, "measure_memory", lambda *_: "300 | 200 | 1.50")
+    monkeypatch.setattr("torch.backends.cudnn.benchmark", torch.backends.cudnn.benchmark)  # put back, as it is set
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *TINY])
+    assert bench.main() == 0
+    printed = capsys.readouterr().out
+    apart = re.findall(r"^\| cpu \| (l_\w+|gradients).*\| (\S+) \|$", printed, re.MULTILINE)
     assert [name for name, _ in apart] == ["l_representation", "l_redegradation", "l_pix", "gradients"]
     assert all(float(figure) < 1e-3 for _, figure in apart)
 
-    step, *parts = [cells(line) for line in outcome.output.splitlines() if line.startswith("| cpu | 1 |")]
+    step, *parts = [cells(line) for line in printed.splitlines() if line.startswith("| cpu | 1 |")]
     assert step[2:4] == ["step", "2×24², 8 features, 1×1 blocks"]
     plain, ours, ratio, _, plain_memory, our_memory, memory_ratio = map(float, step[4:])
     assert ratio == pytest.approx(plain / ours, rel=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -181,8 +182,9 @@ def test_the_batch_has_a_kernel_for_each_image() -> None:
 def test_memory_is_that_of_the_process_alone(project: Project) -> None:
     held = bytearray(b"x" * 4 * TOUCHED)  # makes this process, which starts the other, the larger one
     lines = [
-        "import sys; sys.path.insert(0, 'tools/bench')",
-        "from plain_step import _peak_resident",
+        "import resource, sys",
+        "from pathlib import Path",
+        inspect.getsource(plain_step._peak_resident),  # its module would take long to import
         "before = _peak_resident()",
         f"bytearray({TOUCHED})[::4096] = b'x' * {TOUCHED // 4096}",  # given back at once, but there at the peak
         "print('needed', _peak_resident() - before)",
