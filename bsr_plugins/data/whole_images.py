@@ -44,8 +44,8 @@ class WholeImages:
             )
         self.images = options.find_images()
         self.names = distinct_names(self.images)
-        chosen: list[Params | None] = [setting.params for setting in self.settings]
-        smallest = max(map(self._degradation.smallest_side, chosen or [None]))
+        degraded: list[Params | None] = [setting.params for setting in self.settings]
+        smallest = max(map(self._degradation.smallest_side, degraded or [None]))
         for image in self.images:
             side = min(image.height, image.width)
             if side - side % options.scale < smallest:
