@@ -88,15 +88,15 @@ def json_schema() -> dict[str, Any]:
 
     models = [model for _, model in _ours(MODEL_REGISTRY)]
     top, train = ([getattr(m, name) for m in models if hasattr(m, name)] for name in ("Options", "TrainOptions"))
-    run = block(schema.RunOptions, *top, **{"^network_": _by_type(dict(iter(ARCH_REGISTRY))), "^x-": {}})
-    losses = {"_opt$": _by_type(dict(iter(LOSS_REGISTRY)))}
+    run = block(schema.RunOptions, *top, **{"^network_": _by_type(_shipped(ARCH_REGISTRY)), "^x-": {}})
+    losses = {"_opt$": _by_type(_shipped(LOSS_REGISTRY))}
     training = block(schema.TrainOptions, *schema.STOCK_MODELS.values(), *train, **losses)
     optimiser = {"^optim_": _by_type(OPTIMISERS, ("params",))}
     training["patternProperties"] |= optimiser
     training["properties"] = {k: v for k, v in training["properties"].items() if not re.search("_opt$|^optim_", k)}
     training["properties"]["scheduler"] = _by_type(SCHEDULERS, ("optimizer", "last_epoch"))
     metrics = _object(
-        {}, {"": _by_type(dict(iter(METRIC_REGISTRY)), _GIVEN, block(schema.MetricOptions)["properties"])}
+        {}, {"": _by_type(_shipped(METRIC_REGISTRY), _GIVEN, block(schema.MetricOptions)["properties"])}
     )
     path = block(
         schema.PathOptions, **{"^pretrain_network_": {}, "^strict_load_": {"type": "boolean"}, "^param_key_": {}}
@@ -111,7 +111,7 @@ def json_schema() -> dict[str, Any]:
         del one["additionalProperties"]  # datasets of others
     run["properties"] |= {"path": path, "train": training, "val": val, "logger": logger}
     run["properties"] |= {"datasets": _object({}, datasets), "dist_params": block(schema.DistOptions)}
-    run["properties"]["degradation"] = _by_type(dict(DEGRADATIONS))
+    run["properties"]["degradation"] = _by_type(_shipped(DEGRADATIONS.items()))
     run["properties"][BASE] = {"description": "Option files that this one inherits from."}
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"Option files of {_PACKAGE}"}
     return {**head, **run, "definitions": definitions}
@@ -122,6 +122,11 @@ def _object(properties: dict[str, Any], patterns: Mapping[str, Any]) -> dict[str
     properties = {**properties, DELETE: {"type": "boolean", "description": "Whether this replaces what is inherited."}}
     made = {"type": ["object", "null"], "properties": properties, "patternProperties": dict(patterns)}
     return {**made, "additionalProperties": False}
+
+
+def _shipped(registry: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return what BasicSR and this package have registered, whatever a project adds."""
+    return {name: made for name, made in registry if is_own(made)}
 
 
 def _by_type(
