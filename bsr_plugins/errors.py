@@ -57,10 +57,17 @@ def described(error: BaseException, placed: bool = False) -> str:
     return (f"{type(error).__name__}: {said}" if said else type(error).__name__) + place
 
 
+def nearest(name: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is most like another, whatever the case of its letters, if one is like it at all."""
+    lowered = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=cutoff)
+    return lowered[found[0]] if found else None
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
-    nearest = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+    found = nearest(name, known)
+    return f"; did you mean '{found}'?" if found is not None else ""
 
 
 def unknown_key(place: str, known: Iterable[str]) -> OptionError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTR
 from bsr_plugins.blocks import is_own
 from bsr_plugins.data.dataset_options import options_of
 from bsr_plugins.data.paired_degradation_dataset import PairedDegradationDataset
-from bsr_plugins.errors import OptionError, did_you_mean, unknown_name
+from bsr_plugins.errors import OptionError, did_you_mean, nearest, unknown_name
 from bsr_plugins.options import schema
 from bsr_plugins.options.declared import OptionBlock, read_block
 from bsr_plugins.options.faults import Faults, Place, dotted
@@ -121,7 +120,8 @@ class Keys:
         if reads is None and not closed:
             return
         known = {place: {name for kind in kinds for name in kind.model_fields} for place, kinds in self._kinds.items()}
-        known[()] |= {*SET_BY_TRAINER}
+        trained = ("g", *getattr(model, "training_network_names", ()))
+        known[()] |= {*SET_BY_TRAINER, *(f"{NETWORK}{name}" for name in trained)}
         losses = {("train", key) for key, block in (options.get("train") or {}).items() if key.endswith("_opt")}
         if not is_own(model) or model in schema.STOCK_MODELS:
             losses = {("train", key) for key, _ in losses_of(options, model)}
@@ -191,7 +191,7 @@ def _unread(place: Place, reader: str, known: set[str], final: bool) -> Unread:
         f"unknown key, which neither {reader} nor the trainer reads, expected one of {', '.join(sorted(known))}"
         f"{did_you_mean(place[-1], sorted(known))}"
     )
-    return Unread(place, line, final or bool(difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=_NEAR)))
+    return Unread(place, line, final or nearest(place[-1], known, _NEAR) is not None)
 
 
 def _are_blocks(options: Mapping[str, Any], faults: Faults) -> bool:
