@@ -95,9 +95,7 @@ def json_schema() -> dict[str, Any]:
     training["patternProperties"] |= optimiser
     training["properties"] = {k: v for k, v in training["properties"].items() if not re.search("_opt$|^optim_", k)}
     training["properties"]["scheduler"] = _by_type(SCHEDULERS, ("optimizer", "last_epoch"))
-    metrics = _object(
-        {}, {"": _by_type(_shipped(METRIC_REGISTRY), _GIVEN, block(schema.MetricOptions)["properties"])}
-    )
+    metrics = _object({}, {"": _by_type(_shipped(METRIC_REGISTRY), _GIVEN, block(schema.MetricOptions)["properties"])})
     path = block(
         schema.PathOptions, **{"^pretrain_network_": {}, "^strict_load_": {"type": "boolean"}, "^param_key_": {}}
     )
